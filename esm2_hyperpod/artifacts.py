@@ -1,0 +1,87 @@
+"""Files that are whole or absent, folders with one writer, and the manifests that join the stages.
+
+A stage writes under temporary names, renames when whole, and writes `manifest.json` last: a folder
+without one is unfinished. The manifest records what was asked (`options`), what came out, and the
+versions used, so that the next stage and the next run of the same stage can check it.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from esm2_hyperpod.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path` so that a reader, or a crash, sees the old file or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json_atomically(path: Path, content: Any) -> None:
+    """`write_text_atomically` of `content` as indented JSON; key order is kept, so output is repeatable."""
+    write_text_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_manifest(folder: Path, made_by: str) -> dict[str, Any]:
+    """The manifest of a finished stage.
+
+    `made_by` is the command that makes or finishes `folder`; it is quoted in the error.
+    Raises `UserError` if the folder is missing, unfinished, or its manifest is not JSON.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; make it with: {made_by}")
+    if not path.is_file():
+        raise UserError(f"{folder}: unfinished (it has no {MANIFEST}); finish it with: {made_by}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}); delete {folder} and run: {made_by}") from None
+
+
+def check_same_options(
+    folder: Path, recorded: dict[str, Any], asked: dict[str, Any], start_over: str
+) -> None:
+    """Refuse, in one line with both values, to mix this run's options with those `folder` was made with."""
+    for name, value in asked.items():
+        if recorded.get(name) != value:
+            raise UserError(
+                f"{folder}: was made with {name}={recorded.get(name)!r}, this run asks for {value!r}; "
+                f"use another folder, or start over with: {start_over}"
+            )
+
+
+def package_versions(*packages: str) -> dict[str, str]:
+    """Installed versions, for a manifest."""
+    return {package: version(package) for package in packages}
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold `folder` for one writing process; the kernel lets go when that process dies, however it dies.
+
+    Raises `UserError` at once if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is writing there; wait for it to end") from None
+        yield

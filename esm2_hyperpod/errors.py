@@ -1,0 +1,42 @@
+"""How a script fails: one line that says what, where, why and which command helps."""
+
+import errno
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used. The message is one line and names the remedy."""
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    """Run a script's `main`, turning what a user can mend into one line on stderr and exit code 1.
+
+    `UserError` and the operating system's refusals (disk full, no permission, no such file) become
+    one line; anything else is a defect of ours and keeps its traceback. Ctrl-C exits with 130.
+    """
+    try:
+        sys.exit(main())
+    except UserError as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        message = describe_os_error(error)
+    sys.stdout.flush()
+    sys.exit(f"{Path(sys.argv[0]).name}: error: {message}")
+
+
+def describe_os_error(error: OSError) -> str:
+    """One line for an operating-system refusal, with the remedy where there is a usual one."""
+    remedies = {
+        errno.ENOSPC: "free some space there (df -h) and run the same command again",
+        errno.EDQUOT: "your quota is used up: free some space and run the same command again",
+        errno.EACCES: "choose a folder you may write to, or change its permissions",
+        errno.EROFS: "that file system is read-only: choose another folder",
+        errno.ENOENT: "check the path",
+    }
+    where = f"{error.filename}: " if error.filename else ""
+    remedy = remedies.get(error.errno)
+    return f"{where}{error.strerror or error}" + (f"; {remedy}" if remedy else "")

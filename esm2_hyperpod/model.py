@@ -1,0 +1,67 @@
+"""ESM-2's sizes; building one from scratch; loading one from a folder or the hub."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import EsmConfig
+
+from esm2_hyperpod.alphabet import MASK, PAD, TOKENS
+from esm2_hyperpod.errors import UserError
+
+
+@dataclass(frozen=True)
+class Size:
+    """Layers, width and attention heads; the feed-forward width is always four times `width`."""
+
+    layers: int
+    width: int
+    heads: int
+
+
+# Lin et al. 2023 (doi:10.1126/science.ade2574), table S1; `tiny` is ours, for tests and the quickstart.
+SIZES = {
+    "tiny": Size(4, 128, 8),
+    "8M": Size(6, 320, 20),
+    "35M": Size(12, 480, 20),
+    "150M": Size(30, 640, 20),
+    "650M": Size(33, 1280, 20),
+    "3B": Size(36, 2560, 40),
+    "15B": Size(48, 5120, 40),
+}
+
+
+def build_config(model_size: str) -> EsmConfig:
+    """The configuration of facebook/esm2_* at one of `SIZES`. Raises `UserError` for another name."""
+    if model_size not in SIZES:
+        raise UserError(f"--model_size {model_size}: not one of {', '.join(SIZES)}")
+    size = SIZES[model_size]
+    return EsmConfig(
+        vocab_size=len(TOKENS),
+        pad_token_id=PAD,
+        mask_token_id=MASK,
+        num_hidden_layers=size.layers,
+        hidden_size=size.width,
+        num_attention_heads=size.heads,
+        intermediate_size=4 * size.width,
+        max_position_embeddings=1026,
+        position_embedding_type="rotary",
+        layer_norm_eps=1e-5,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        emb_layer_norm_before=False,
+        token_dropout=True,
+    )
+
+
+def check_model_folder(name_or_path: str) -> None:
+    """Refuse a local path that is no model, before a library answers with a page of traceback.
+
+    A name with no folder of that name is left for the hub (facebook/esm2_t6_8M_UR50D).
+    """
+    path = Path(name_or_path)
+    looks_local = name_or_path.startswith((".", "/", "~")) or path.exists()
+    if looks_local and not (path / "config.json").is_file():
+        raise UserError(
+            f"{name_or_path}: no model there (no config.json); "
+            "give a final_model/ folder or a name such as facebook/esm2_t6_8M_UR50D"
+        )

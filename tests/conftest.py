@@ -1,0 +1,39 @@
+"""What the tests share: the repository's root, a way to run its commands, and the optional real data."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+REAL_DATA = ROOT.parent / "shared" / "data"
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may depend on a network
+
+
+def run(*command: object, check: bool = True, timeout: float = 600, **environment: str):
+    """Run a command in the repository's root; its output is shown when it fails and `check` is set."""
+    words = [str(word) for word in command]
+    if words[0].endswith(".py"):
+        words.insert(0, sys.executable)
+    result = subprocess.run(
+        words,
+        cwd=ROOT,
+        env={**os.environ, "VENV": sys.prefix, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    if check and result.returncode:
+        pytest.fail(f"{' '.join(words)}\nexit {result.returncode}\n{result.stdout}\n{result.stderr}")
+    return result
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real sequences and labels; the test is skipped where it is absent."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"real sequences are not at {REAL_DATA}")
+    return REAL_DATA
