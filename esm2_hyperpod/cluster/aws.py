@@ -1,0 +1,66 @@
+"""Connections to AWS, and what AWS refuses turned into one line a user can act on."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import boto3
+from botocore.client import BaseClient
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+from esm2_hyperpod.errors import UserError
+
+_LOG_IN = "log in with `aws configure` or `aws sso login`, and check with `aws sts get-caller-identity`"
+_REMEDIES = {
+    "AccessDenied": "ask your administrator for that permission",
+    "AccessDeniedException": "ask your administrator for that permission",
+    "UnauthorizedOperation": "ask your administrator for that permission",
+    "ExpiredToken": _LOG_IN,
+    "ExpiredTokenException": _LOG_IN,
+    "InvalidClientTokenId": _LOG_IN,
+    "UnrecognizedClientException": _LOG_IN,
+    "SignatureDoesNotMatch": _LOG_IN,
+    "ResourceLimitExceeded": "ask for a higher quota in Service Quotas, Amazon SageMaker, 'for cluster usage'",
+    "ConflictException": "another change is under way: wait, watch it with `hyperpod.py status`, run again",
+}
+
+
+@dataclass
+class Aws:
+    """Clients of one region; `endpoint_url` replaces AWS's address for all of them."""
+
+    region: str
+    endpoint_url: str | None = None
+    _clients: dict[str, BaseClient] = field(default_factory=dict)
+
+    def client(self, service: str) -> BaseClient:
+        """The boto3 client of a service, made once."""
+        if service not in self._clients:
+            retries = Config(retries={"mode": "standard", "max_attempts": 5})
+            self._clients[service] = boto3.Session(region_name=self.region).client(
+                service, endpoint_url=self.endpoint_url, config=retries
+            )
+        return self._clients[service]
+
+
+@contextlib.contextmanager
+def readable_errors() -> Iterator[None]:
+    """Turn what boto3 raises into a `UserError` with the call, AWS's message and a remedy."""
+    try:
+        yield
+    except (NoCredentialsError, PartialCredentialsError):
+        raise UserError(f"no AWS credentials on this machine; {_LOG_IN}") from None
+    except ClientError as error:
+        code, message = error.response["Error"]["Code"], error.response["Error"]["Message"]
+        remedy = _REMEDIES.get(code, "correct that and run the same command again")
+        raise UserError(
+            f"AWS refused {error.operation_name}: {code}: {_one_line(message)}; {remedy}"
+        ) from None
+    except BotoCoreError as error:
+        remedy = "check the network, then run the same command again"
+        raise UserError(f"AWS cannot be reached: {_one_line(str(error))}; {remedy}") from None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

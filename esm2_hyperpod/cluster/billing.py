@@ -1,0 +1,96 @@
+"""What bills, and how much an hour where `prices.yaml` gives the price."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from esm2_hyperpod.cluster.config import ClusterConfig, read_yaml
+from esm2_hyperpod.errors import UserError
+
+HOURS_IN_MONTH = 730  # what AWS divides a monthly price by
+
+
+@dataclass(frozen=True)
+class Item:
+    """`quantity` of what is sold under `price_key`, by the hour or, for storage, by the month."""
+
+    what: str
+    price_key: str
+    quantity: float
+
+    def usd_per_hour(self, price: float) -> float:
+        """The item's cost an hour at `price` USD for one unit."""
+        hourly = price / HOURS_IN_MONTH if self.price_key.endswith("_gb_month") else price
+        return self.quantity * hourly
+
+
+@dataclass(frozen=True)
+class Prices:
+    """USD by price key as the user wrote them down, and where and when they were read."""
+
+    usd: dict[str, float]
+    source: str | None
+    read_on: str | None
+
+
+def billed_items(config: ClusterConfig) -> list[Item]:
+    """Everything with a price by the hour or month; traffic, requests and logs bill by use on top."""
+    workers, fsx = config.workers, config.fsx
+    items = [Item("controller", config.controller.instance_type, 1)]
+    if config.login:
+        items.append(Item("login node", config.login.instance_type, 1))
+    return [
+        *items,
+        Item("workers", workers.instance_type, workers.count),
+        Item("disks of the workers", "ebs_gb_month", workers.count * workers.local_disk_gb),
+        Item("FSx for Lustre", f"fsx_{fsx.throughput}_gb_month", fsx.size_gb),
+        Item("NAT gateway", "nat_gateway", 1),
+        Item("public address of the NAT gateway", "public_ipv4", 1),
+    ]
+
+
+def load_prices(path: Path, region: str) -> Prices:
+    """The prices in `path`, which may be empty.
+
+    Raises `UserError` for figures that are no prices, that name no source, or that are for another region.
+    """
+    content = read_yaml(path)
+    if not isinstance(content, dict) or not isinstance(content.get("usd"), dict):
+        raise UserError(
+            f"{path}: needs the fields region, source, read_on and usd; restore it from the project"
+        )
+    usd = {str(key): value for key, value in content["usd"].items() if value is not None}
+    for key, value in usd.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise UserError(f"{path}: usd.{key} = {value!r}: is not a price; write a number such as 1.25")
+    source, read_on = content.get("source"), content.get("read_on")
+    if usd and not (source and read_on):
+        raise UserError(f"{path}: prices without source and read_on cannot be trusted; fill in both")
+    if usd and content.get("region") != region:
+        raise UserError(
+            f"{path}: the prices are for {content.get('region')}, the cluster is in {region}; "
+            f"fill in the prices of {region} and set region: {region}"
+        )
+    return Prices(usd, source, str(read_on))
+
+
+def cost_table(config: ClusterConfig, prices: Prices) -> list[str]:
+    """Lines that say what bills, its USD an hour where known, and the sum."""
+    lines, total, unknown = [], 0.0, []
+    for item in billed_items(config):
+        unit = " GB" if item.price_key.endswith("_gb_month") else " x"
+        if item.price_key in prices.usd:
+            cost = item.usd_per_hour(prices.usd[item.price_key])
+            total += cost
+            shown = f"{cost:10.3f}"
+        else:
+            unknown.append(item.price_key)
+            shown = f"{'?':>10}"
+        lines.append(f"{shown}  {item.what}: {item.quantity:g}{unit} {item.price_key}")
+    if unknown:
+        at_least = f"at least {total:.2f} USD an hour; " if prices.usd else ""
+        lines.append(f"{at_least}prices not filled in: {', '.join(unknown)}")
+    else:
+        lines.append(f"{total:10.3f}  USD an hour, {24 * total:.2f} a day while all of it exists")
+    if prices.usd:
+        lines.append(f"prices read on {prices.read_on} from {prices.source}")
+    return lines

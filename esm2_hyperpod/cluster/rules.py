@@ -1,0 +1,173 @@
+"""What `cluster.yaml` must hold to, beyond names and types: places, machines, storage, addresses.
+
+Each function returns one line for each mistake it finds; none touches AWS.
+"""
+
+import difflib
+import ipaddress
+import re
+from pathlib import Path
+
+import botocore.session
+
+from esm2_hyperpod.cluster import instances
+from esm2_hyperpod.cluster.config import ClusterConfig
+from esm2_hyperpod.cluster.problem import problem
+
+# A bucket name holds "sagemaker-", this name, the account, the region and 63 characters at most.
+LONGEST_NAME = 25
+# One node takes an address for itself and one for each EFA device; p5 has the most, 32.
+ADDRESSES_WITHOUT_EFA = 1
+# AWS keeps five addresses of each subnet; FSx, controller, login and NAT take some more.
+RESERVED_ADDRESSES = 16
+DOCKER_BRIDGE = ipaddress.ip_network("172.17.0.0/16")
+PRIVATE_RANGES = [ipaddress.ip_network(r) for r in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
+
+
+def config_problems(config: ClusterConfig) -> list[str]:
+    """Every mistake in a configuration whose names and types are right."""
+    checks = (_name, _place, _machines, _storage, _addresses, _lifecycle_script, _arns, _tags)
+    return [line for check in checks for line in check(config)]
+
+
+def subnets(vpc_cidr: str) -> tuple[str, str]:
+    """The private subnet (the lower half of the range) and the public one (16 addresses) for NAT."""
+    lower, upper = ipaddress.ip_network(vpc_cidr).subnets(prefixlen_diff=1)
+    return str(lower), str(next(upper.subnets(new_prefix=28)))
+
+
+def _name(config: ClusterConfig) -> list[str]:
+    name = config.name
+    if re.fullmatch("[a-z0-9](-?[a-z0-9])*", name) and len(name) <= LONGEST_NAME:
+        return []
+    wrong = "becomes part of a bucket's name and cannot be that"
+    remedy = f"use at most {LONGEST_NAME} lower-case letters, digits and single hyphens between them"
+    return [problem("name", name, wrong, remedy)]
+
+
+def _place(config: ClusterConfig) -> list[str]:
+    session = botocore.session.get_session()
+    partitions = session.get_available_partitions()
+    regions = [r for p in partitions for r in session.get_available_regions("sagemaker", p)]
+    region, zone = config.region, config.availability_zone
+    if region not in regions:
+        close = difflib.get_close_matches(region, regions, n=1)
+        remedy = f"did you mean {close[0]}?" if close else "use one such as us-west-2"
+        return [problem("region", region, "SageMaker is in no such region", remedy)]
+    if not re.fullmatch(re.escape(region) + "[a-z]", zone):
+        wrong = f"is not a zone of {region}"
+        return [problem("availability_zone", zone, wrong, f"use the region and a letter, as {region}a")]
+    return []
+
+
+def _machines(config: ClusterConfig) -> list[str]:
+    problems = []
+    groups = {"controller": config.controller, "login": config.login, "workers": config.workers}
+    known = {}
+    for name, group in groups.items():
+        if group is None:
+            continue
+        field = f"{name}.instance_type"
+        if group.instance_type not in instances.accepted_types():
+            close = difflib.get_close_matches(group.instance_type, instances.accepted_types(), n=1)
+            remedy = f"did you mean {close[0]}?" if close else "use one such as ml.g5.24xlarge"
+            problems.append(problem(field, group.instance_type, "HyperPod has no such type", remedy))
+            continue
+        known[name] = group.instance_type
+        if name == "workers" and not instances.has_gpu(group.instance_type):
+            problems.append(problem(field, group.instance_type, "has no NVIDIA GPU", "use a g or p type"))
+        if name != "workers" and instances.has_gpu(group.instance_type):
+            wrong = "would bill GPUs on a node that does not train"
+            problems.append(problem(field, group.instance_type, wrong, "use one such as ml.m5.xlarge"))
+    if len({instances.is_arm(instance_type) for instance_type in known.values()}) > 1:
+        wrong = "mix Arm and x86 processors, which cannot share one Python environment on /fsx"
+        remedy = "use types of one processor throughout"
+        problems.append(problem("instance_type of the groups", ", ".join(known.values()), wrong, remedy))
+    if config.workers.count < 1:
+        wrong = "leaves nothing to train on"
+        problems.append(problem("workers.count", config.workers.count, wrong, "set it to 1 or more"))
+    return problems
+
+
+def _storage(config: ClusterConfig) -> list[str]:
+    problems = []
+    size, throughput = config.fsx.size_gb, config.fsx.throughput
+    if size <= 0 or (size != 1200 and size % 2400):
+        nearest = 1200 if size <= 1200 else -(-size // 2400) * 2400
+        remedy = f"the next size up is {nearest}"
+        problems.append(problem("fsx.size_gb", size, "FSx makes 1200 and multiples of 2400", remedy))
+    if throughput not in (125, 250, 500, 1000):
+        wrong = "is not a throughput FSx makes"
+        problems.append(problem("fsx.throughput", throughput, wrong, "use 125, 250, 500 or 1000"))
+    if not 1 <= config.workers.local_disk_gb <= 16384:
+        wrong = "is not a size EBS makes"
+        remedy = "use 1 to 16384"
+        problems.append(problem("workers.local_disk_gb", config.workers.local_disk_gb, wrong, remedy))
+    return problems
+
+
+def _addresses(config: ClusterConfig) -> list[str]:
+    cidr, field = config.options.vpc_cidr, "options.vpc_cidr"
+    try:
+        network = ipaddress.IPv4Network(cidr)
+    except ValueError as error:
+        return [problem(field, cidr, f"is not an address range ({error})", "use one such as 10.1.0.0/16")]
+    if not any(network.subnet_of(private) for private in PRIVATE_RANGES):
+        return [problem(field, cidr, "is not a private range", "use one such as 10.1.0.0/16")]
+    if not 16 <= network.prefixlen <= 24:
+        return [problem(field, cidr, "AWS and two subnets need /16 to /24", "use one such as 10.1.0.0/16")]
+    if network.overlaps(DOCKER_BRIDGE):
+        wrong = f"overlaps {DOCKER_BRIDGE}, which Docker takes on each node"
+        return [problem(field, cidr, wrong, "use one such as 10.1.0.0/16")]
+    efa = instances.efa_devices(config.workers.instance_type)
+    each = ADDRESSES_WITHOUT_EFA + (32 if efa is None else efa)
+    most = (network.num_addresses // 2 - RESERVED_ADDRESSES) // each
+    if config.workers.count > most:
+        wrong = f"{cidr} has addresses for {most} such nodes at most"
+        return [problem("workers.count", config.workers.count, wrong, "lower it, or widen options.vpc_cidr")]
+    return []
+
+
+def _lifecycle_script(config: ClusterConfig) -> list[str]:
+    script, field = config.options.on_init_complete, "options.on_init_complete"
+    if script is None:
+        return []
+    if script.startswith("s3://"):
+        bucket = f"sagemaker-{config.name}-ACCOUNT-{config.region}"
+        if re.fullmatch(f"s3://{re.escape(bucket).replace('ACCOUNT', '[0-9]{12}')}(/[^/]+){{2,}}", script):
+            return []
+        remedy = f"use s3://{bucket}/FOLDER/SCRIPT"
+        return [problem(field, script, "the nodes may read their own bucket only", remedy)]
+    path = config.folder / script
+    if not path.is_file():
+        return [problem(field, script, f"there is no file {path}", "correct the path, or write null")]
+    if not path.read_bytes().startswith(b"#!"):
+        return [problem(field, script, "does not start with #!", "make #!/bin/bash its first line")]
+    if Path(script).name == "provisioning_parameters.json":
+        return [problem(field, script, "is the legacy topology file", "give a shell script")]
+    return []
+
+
+def _arns(config: ClusterConfig) -> list[str]:
+    problems = []
+    forms = {
+        "workers.training_plan_arn": (config.workers.training_plan_arn, "sagemaker", "training-plan/NAME"),
+        "options.observability_workspace": (config.options.observability_workspace, "aps", "workspace/ws-ID"),
+    }
+    for field, (arn, service, resource) in forms.items():
+        if arn is None:
+            continue
+        kind = resource.split("/")[0]
+        pattern = rf"arn:aws[a-z-]*:{service}:{re.escape(config.region)}:\d{{12}}:{kind}/[\w-]+"
+        if not re.fullmatch(pattern, arn):
+            remedy = f"use arn:aws:{service}:{config.region}:ACCOUNT:{resource}"
+            problems.append(problem(field, arn, f"is not a {kind} of {config.region}", remedy))
+    return problems
+
+
+def _tags(config: ClusterConfig) -> list[str]:
+    return [
+        problem(f"options.tags.{key}", value, "AWS keeps the prefix aws: for itself", "rename the tag")
+        for key, value in config.options.tags.items()
+        if key.lower().startswith("aws:")
+    ]
