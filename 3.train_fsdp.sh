@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Pretrain ESM-2 with FSDP2: parameters, gradients and optimizer state are shared out over all GPUs.
+#
+#   MODEL_SIZE=3B sbatch --nodes=4 3.train_fsdp.sh         on the cluster, four nodes
+#   bash 3.train_fsdp.sh --model_size tiny                 on this machine alone
+#
+# Arguments go to train.py (python train.py --help) and override what is set here.
+#SBATCH --job-name=esm2-fsdp
+#SBATCH --nodes=2
+#SBATCH --exclusive
+#SBATCH --output=slurm-%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+set -euo pipefail
+
+# sbatch runs a copy of this file from Slurm's spool folder.
+REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+[ -d "$REPOSITORY/cluster_setup" ] || REPOSITORY="$SLURM_SUBMIT_DIR"
+source "$REPOSITORY/cluster_setup/job_environment.sh"
+
+: "${OUTPUT_DIR:=$FSX_DIR/runs/fsdp}"
+: "${MODEL_SIZE:=8M}"
+
+TRAINING_ARGUMENTS=(
+  --dataset_dir "$DATASET_DIR"
+  --output_dir "$OUTPUT_DIR"
+  --model_size "$MODEL_SIZE"
+)
+
+launch accelerate train.py "${TRAINING_ARGUMENTS[@]}" "$@"

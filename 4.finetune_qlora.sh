@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Fine-tune with QLoRA to predict where in the cell a protein lives.
+#
+#   TRAIN_FILE=deeploc.fasta sbatch 4.finetune_qlora.sh            on the cluster, one node
+#   MODEL_NAME_OR_PATH=facebook/esm2_t33_650M_UR50D TRAIN_FILE=deeploc.fasta bash 4.finetune_qlora.sh
+#
+# Arguments go to finetune_localization.py (python finetune_localization.py --help) and override what is set here.
+#SBATCH --job-name=esm2-localization
+#SBATCH --nodes=1
+#SBATCH --exclusive
+#SBATCH --output=slurm-%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+set -euo pipefail
+
+# sbatch runs a copy of this file from Slurm's spool folder.
+REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+[ -d "$REPOSITORY/cluster_setup" ] || REPOSITORY="$SLURM_SUBMIT_DIR"
+source "$REPOSITORY/cluster_setup/job_environment.sh"
+
+: "${OUTPUT_DIR:=$FSX_DIR/runs/localization}"
+: "${MODEL_NAME_OR_PATH:=$FSX_DIR/runs/ddp/final_model}"
+
+TRAINING_ARGUMENTS=(
+  --model_name_or_path "$MODEL_NAME_OR_PATH"
+  --output_dir "$OUTPUT_DIR"
+)
+if [ -n "${TRAIN_FILE:-}" ]; then TRAINING_ARGUMENTS+=(--train_file "$TRAIN_FILE"); fi
+
+launch torchrun finetune_localization.py "${TRAINING_ARGUMENTS[@]}" "$@"

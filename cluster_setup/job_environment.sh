@@ -1,0 +1,105 @@
+# shellcheck shell=bash
+# What 2.train_ddp.sh, 3.train_fsdp.sh and 4.finetune_qlora.sh share. They source this file.
+#
+#   FSX_DIR        root of all paths                        (default /fsx/$USER)
+#   DATASET_DIR    what 1.tokenize_uniref_csv.py wrote      (default $FSX_DIR/processed/arrow)
+#   OUTPUT_DIR     checkpoints, metrics, final model        (each script has its own default)
+#   GPUS_PER_NODE  GPUs, or processes where there is no GPU (default: all GPUs of the node, else 1)
+#   VENV           Python environment, seen by all nodes    (default: .venv beside the scripts, else python3)
+#   CONTAINER_IMAGE  run in this .sqsh through pyxis instead of VENV (cluster_setup/container.md)
+#   DRY_RUN=1      say what would run, and check what can be checked, without running it
+
+: "${FSX_DIR:=/fsx/${USER:-$(id -un)}}"
+: "${DATASET_DIR:=$FSX_DIR/processed/arrow}"
+if [ -z "${VENV:-}" ] && [ -x "$REPOSITORY/.venv/bin/python" ]; then VENV="$REPOSITORY/.venv"; fi
+export FSX_DIR DATASET_DIR REPOSITORY VENV GPUS_PER_NODE CONTAINER_IMAGE
+
+TO_BE_CONTINUED=75         # train.py: saved, stopped early
+TRIES_WITHOUT_PROGRESS=3   # a process may be killed so often in a row before a checkpoint is written
+
+# Run `SCRIPT ARGUMENTS` with torchrun or accelerate: on all nodes of the Slurm job, or on this machine.
+launch() { # torchrun|accelerate SCRIPT ARGUMENTS
+  local output_dir
+  output_dir="$(output_dir_of "$@")"
+  if [ "${DRY_RUN:-0}" != 0 ]; then
+    bash "$REPOSITORY/cluster_setup/node_launch.sh" "$@"
+  elif in_slurm_job; then
+    run_job "$output_dir" "$@"
+  else
+    exec bash "$REPOSITORY/cluster_setup/node_launch.sh" "$@"
+  fi
+}
+
+# The last --output_dir among the arguments: it is what the Python script will use.
+output_dir_of() {
+  local value="" previous="" word
+  for word in "$@"; do
+    case "$previous" in --output_dir | --output-dir) value="$word" ;; esac
+    case "$word" in --output_dir=* | --output-dir=*) value="${word#*=}" ;; esac
+    previous="$word"
+  done
+  printf '%s' "$value"
+}
+
+# True in a batch script or an salloc shell. In the shell of `srun --pty bash` another srun would wait
+# for ever for the resources that this very step holds; real steps count up from 0.
+in_slurm_job() {
+  [ -n "${SLURM_JOB_ID:-}" ] && { [ -z "${SLURM_STEP_ID:-}" ] || [ "$SLURM_STEP_ID" -gt 4000000000 ]; }
+}
+
+# Run the step; after a process died, again in the same allocation; after an early stop, requeue.
+run_job() { # OUTPUT_DIR then as for launch
+  local output_dir="$1" code tries=0 before
+  shift
+  local terminated=0 stopper=""
+  trap 'ask_to_stop "$output_dir"' USR1 # the time limit is near
+  trap 'terminated=1' TERM              # scancel, preemption or a lost node: not ours to go on
+  while true; do
+    before="$(list_checkpoints "$output_dir")"
+    code=0
+    STEP_TRY=$((tries + 1)) run_step "$@" || code=$?
+    if [ -n "$stopper" ]; then kill "$stopper" && rm -f "$output_dir/stop"; fi
+    if [ "$code" = 0 ] || [ "$terminated" = 1 ]; then return "$code"; fi
+    if [ "$code" = "$TO_BE_CONTINUED" ]; then
+      echo "requeueing job $SLURM_JOB_ID, which goes on from its last checkpoint"
+      scontrol requeue "$SLURM_JOB_ID"
+      return "$code"
+    fi
+    if [ "$before" != "$(list_checkpoints "$output_dir")" ]; then tries=0; elif [ "$code" -le 128 ]; then
+      return "$code" # an error before any progress: trying again would only repeat it
+    fi
+    tries=$((tries + 1))
+    if [ "$tries" -ge "$TRIES_WITHOUT_PROGRESS" ]; then return "$code"; fi
+    echo "the step ended with exit code $code; starting it again from the last checkpoint"
+  done
+}
+
+# All ranks look for this file after each step; again and again, because a run that is only starting
+# takes a file it finds for an old one.
+ask_to_stop() {
+  mkdir -p "$1"
+  while true; do touch "$1/stop" && sleep 5; done &
+  stopper=$!
+}
+
+list_checkpoints() { find "$1" -maxdepth 1 -name 'checkpoint-*' 2>/dev/null | sort || true; }
+
+# One task a node. bash runs a trap only between commands, so srun goes to the background and is waited
+# for until it has ended, not until the next signal.
+run_step() {
+  local step=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=1)
+  if [ -d "${HYPERPOD_DIR:-/opt/sagemaker_cluster}" ] && srun --help | grep -q -- --auto-resume; then
+    step+=(--auto-resume=1) # HyperPod's plug-in; stock srun refuses it
+  fi
+  if [ -n "${CONTAINER_IMAGE:-}" ]; then
+    step+=(--container-image="$CONTAINER_IMAGE" --container-workdir="$REPOSITORY"
+      --container-mounts="$REPOSITORY:$REPOSITORY,$FSX_DIR:$FSX_DIR")
+  fi
+  "${step[@]}" bash "$REPOSITORY/cluster_setup/node_launch.sh" "$@" &
+  local pid=$! code=0
+  while true; do
+    code=0
+    wait "$pid" || code=$?
+    kill -0 "$pid" 2>/dev/null || return "$code"
+  done
+}

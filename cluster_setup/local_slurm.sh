@@ -1,0 +1,165 @@
+#!/usr/bin/env bash
+# A real Slurm on this one machine, to learn on and to test with: virtual nodes, sbatch, requeue and all.
+#
+#   bash cluster_setup/local_slurm.sh start [--nodes 3] [--dir FOLDER]
+#   bash cluster_setup/local_slurm.sh status [--dir FOLDER]
+#   bash cluster_setup/local_slurm.sh stop [--dir FOLDER]
+#
+# `start` prints the line `export SLURM_CONF=...` that points sbatch, squeue and the rest to it. All of it
+# lives in FOLDER (default /tmp/local_slurm_$USER), listens on 127.0.0.1 alone, touches nothing in /etc and
+# needs root only to install Debian's packages where they are missing.
+set -euo pipefail
+
+refuse() { echo "local_slurm.sh: error: $*" >&2; exit 1; }
+say() { echo "$*" >&2; } # stdout is for the export line alone
+
+install_slurm() {
+  local missing=()
+  command -v slurmctld >/dev/null || missing+=(slurmctld)
+  command -v slurmd >/dev/null || missing+=(slurmd)
+  command -v sbatch >/dev/null || missing+=(slurm-client)
+  command -v munged >/dev/null || missing+=(munge)
+  command -v python3 >/dev/null || missing+=(python3)
+  [ ${#missing[@]} -gt 0 ] || return 0
+  command -v apt-get >/dev/null || refuse "${missing[*]}: not installed, and there is no apt-get; install Slurm and munge"
+  local as_root=()
+  if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null || refuse "${missing[*]}: not installed; as root run: apt-get install ${missing[*]}"
+    as_root=(sudo)
+  fi
+  say "installing ${missing[*]}"
+  "${as_root[@]}" apt-get update -qq >&2
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+}
+
+free_ports() { # COUNT
+  python3 - "$1" <<'PYTHON'
+import socket, sys
+held = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
+print(*[server.getsockname()[1] for server in held])
+PYTHON
+}
+
+write_configuration() {
+  local user host cores port ports i
+  user="$(id -un)" host="$(uname -n)" cores="$(nproc)"
+  read -r -a ports <<<"$(free_ports $((nodes + 1)))"
+  cat >"$SLURM_CONF" <<CONF
+$mark
+ClusterName=local
+SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=${ports[0]}
+SlurmUser=$user
+SlurmdUser=$user
+AuthType=auth/munge
+CredType=cred/munge
+# A requeued job waits until its old credentials have expired: 120 s by default, too long to watch.
+AuthInfo=socket=$dir/munge.socket,cred_expire=10
+StateSaveLocation=$dir/state
+SlurmctldPidFile=$dir/slurmctld.pid
+SlurmctldLogFile=$dir/slurmctld.log
+SlurmdSpoolDir=$dir/%n
+SlurmdPidFile=$dir/%n.pid
+SlurmdLogFile=$dir/%n.log
+SlurmctldParameters=enable_configless
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdTimeout=20
+InactiveLimit=0
+KillWait=30
+JobRequeue=1
+ReturnToService=2
+MpiDefault=none
+CONF
+  for ((i = 1; i <= nodes; i++)); do
+    port="${ports[i]}"
+    echo "NodeName=node$i NodeHostname=$host NodeAddr=127.0.0.1 Port=$port CPUs=$((cores > nodes ? cores / nodes : 1))"
+  done >>"$SLURM_CONF"
+  echo "PartitionName=dev Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=EXCLUSIVE" >>"$SLURM_CONF"
+}
+
+# True if the process of a pid file still runs and is ours: its command line names our folder.
+is_running() { # NAME
+  local pid
+  pid="$(cat "$dir/$1.pid" 2>/dev/null)" && [ -n "$pid" ] && tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF "$dir"
+}
+
+is_ours() { grep -qsxF "$mark" "$SLURM_CONF"; } # what we made, we may remove
+
+node_names() { sed -n 's/^NodeName=\([^ ]*\).*/\1/p' "$SLURM_CONF"; }
+
+start() {
+  [[ $nodes =~ ^[1-9][0-9]?$ ]] || refuse "--nodes $nodes: must be a number from 1 to 99"
+  if is_running slurmctld; then refuse "$dir: already started; stop it with: $again stop --dir $dir"; fi
+  [ ! -e "$dir" ] || is_ours || refuse "$dir: holds something else; choose another folder with --dir"
+  install_slurm
+  rm -rf "$dir"
+  mkdir -p "$dir/state"
+  chmod 755 "$dir"
+  write_configuration
+  (umask 077 && head -c 1024 /dev/urandom >"$dir/munge.key")
+  munged --key-file="$dir/munge.key" --socket="$dir/munge.socket" --pid-file="$dir/munged.pid" \
+    --log-file="$dir/munged.log" --seed-file="$dir/munge.seed" --num-threads=2 >&2 2>&1
+  slurmctld -f "$SLURM_CONF"
+  local name
+  for name in $(node_names); do
+    mkdir -p "$dir/$name"
+    slurmd -N "$name" -f "$SLURM_CONF"
+  done
+  local deadline=$((SECONDS + 30))
+  until [ "$(sinfo --noheader --format=%D --states=idle 2>/dev/null)" = "$nodes" ]; do
+    [ "$SECONDS" -lt "$deadline" ] || { stop; refuse "$dir: the nodes did not come up; see $dir/*.log"; }
+    sleep 0.2
+  done
+  say "$nodes nodes in partition dev; the next line points sbatch and squeue of this shell to them:"
+  echo "export SLURM_CONF=$SLURM_CONF"
+}
+
+status() {
+  is_running slurmctld || refuse "$dir: no local Slurm runs there; start it with: $again start --dir $dir"
+  sinfo --Node --long
+  squeue
+  echo "export SLURM_CONF=$SLURM_CONF"
+}
+
+stop() {
+  is_ours || refuse "$dir: no local Slurm there"
+  local name deadline=$((SECONDS + 20))
+  if is_running slurmctld; then
+    squeue --noheader --format=%A | xargs -r scancel --signal=KILL --full 2>/dev/null || true
+    squeue --noheader --format=%A | xargs -r scancel 2>/dev/null || true
+    while [ -n "$(squeue --noheader 2>/dev/null)" ] && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.2; done
+  fi
+  for name in $(node_names) slurmctld munged; do
+    if is_running "$name"; then kill "$(cat "$dir/$name.pid")"; fi
+  done
+  for name in $(node_names) slurmctld munged; do
+    while is_running "$name" && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.1; done
+  done
+  rm -rf "$dir"
+  say "$dir: stopped and removed"
+}
+
+mark="# written by local_slurm.sh"
+again="bash cluster_setup/local_slurm.sh"
+action="${1:-}"
+dir="/tmp/local_slurm_$(id -un)" nodes=3
+shift || true
+while [ $# -gt 0 ]; do
+  [ $# -gt 1 ] || refuse "$1: a value is missing"
+  case "$1" in
+    --nodes) nodes="$2" ;;
+    --dir) dir="$(realpath -m "$2")" ;;
+    *) refuse "unknown option $1; see the head of cluster_setup/local_slurm.sh" ;;
+  esac
+  shift 2
+done
+export SLURM_CONF="$dir/slurm.conf"
+export PATH="$PATH:/usr/sbin:/sbin" # where Debian keeps the daemons, and users' shells do not look
+case "$action" in
+  start | status | stop) "$action" ;;
+  *) refuse "say what to do: start [--nodes 3], status or stop" ;;
+esac

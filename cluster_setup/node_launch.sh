@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# Start this node's share of a job: node_launch.sh torchrun|accelerate SCRIPT ARGUMENTS
+#
+# Runs on every node, inside the Slurm step, where everything is found out afresh: a node that HyperPod
+# has replaced is not in the variables of the batch script. Without Slurm it runs on this machine alone.
+set -euo pipefail
+
+refuse() { echo "$(basename "$0"): error: $*" >&2; exit 1; }
+
+count_gpus() {
+  if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+    tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -cE '^([0-9]|GPU-|MIG-)' || true
+  elif command -v nvidia-smi >/dev/null; then
+    nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true
+  else
+    echo 0
+  fi
+}
+
+# The PCI vendor of an EFA device is Amazon; other RDMA cards are in the same folder.
+has_efa() { grep -qs 0x1d0f "${INFINIBAND_DIR:-/sys/class/infiniband}"/*/device/vendor; }
+
+# NCCL and gloo must not choose an interface that other nodes cannot reach.
+set_network() {
+  if [[ $head_address == 127.* ]]; then
+    export GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo
+    return
+  fi
+  export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-^docker,lo,veth}"
+  if has_efa; then
+    export FI_PROVIDER=efa FI_EFA_USE_HUGE_PAGE=0 # huge pages make the fork of DataLoader workers fail
+    case "$(cat "${INSTANCE_TYPE_FILE:-/sys/devices/virtual/dmi/id/product_name}" 2>/dev/null)" in
+      g5.* | g6.* | g6e.*) export NCCL_SHM_USE_CUDA_MEMCPY=1 ;;
+    esac
+  fi
+}
+
+# Sets nodes, rank, head_address and port.
+find_place() {
+  nodes="${SLURM_STEP_NUM_NODES:-1}" rank=0 head_address=127.0.0.1
+  if [ "${DRY_RUN:-0}" != 0 ] || [ "$nodes" = 1 ]; then
+    nodes=1
+    port="$("$python" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')"
+    return
+  fi
+  # The same on all nodes; other than before when the step is tried again, should the port be held.
+  port=$((15000 + (SLURM_JOB_ID * 10 + ${STEP_TRY:-1}) % 10000))
+  rank="$SLURM_NODEID"
+  if ! command -v scontrol >/dev/null; then # in a container
+    head_address="$(sed -E 's/^([^[,]*)(\[([0-9]+)[^]]*\]([^,]*))?.*/\1\3\4/' <<<"$SLURM_STEP_NODELIST")"
+    return
+  fi
+  local names head
+  names="$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *NodeList=//p')"
+  names="$(scontrol show hostnames "$names")"
+  rank="$(($(grep -nxF "$SLURMD_NODENAME" <<<"$names" | cut -d: -f1) - 1))"
+  head="$(head -n 1 <<<"$names")"
+  # An address, not a name: the virtual nodes of local_slurm.sh share one host name.
+  head_address="$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"
+}
+
+python="${VENV:+$VENV/bin/python}"
+[ -z "${CONTAINER_IMAGE:-}" ] || python=python3
+: "${python:=python3}"
+command -v "$python" >/dev/null || refuse "$python: no such Python; set VENV, or make it with: bash cluster_setup/create_environment.sh"
+
+gpus="$(count_gpus)"
+processes="${GPUS_PER_NODE:-$((gpus > 0 ? gpus : 1))}"
+[[ $processes =~ ^[1-9][0-9]*$ ]] || refuse "GPUS_PER_NODE=$processes: must be a number from 1 up"
+if [ "$gpus" -gt 0 ] && [ "$processes" -gt "$gpus" ]; then
+  refuse "GPUS_PER_NODE=$processes, but $(uname -n) has $gpus GPU(s)"
+fi
+if [ "$gpus" = 0 ]; then
+  # CPU processes share the cores; more threads than cores make them several times slower.
+  cores="${SLURM_CPUS_ON_NODE:-$(env -u OMP_NUM_THREADS nproc)}"
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}"
+fi
+find_place
+set_network
+
+case "$1" in
+  torchrun)
+    launcher=(torchrun --nnodes "$nodes" --node_rank "$rank" --nproc_per_node "$processes"
+      --master_addr "$head_address" --master_port "$port")
+    ;;
+  accelerate)
+    launcher=(accelerate --config_file "$REPOSITORY/accelerate_fsdp.yaml" --same_network
+      --num_machines "$nodes" --machine_rank "$rank" --num_processes $((nodes * processes))
+      --main_process_ip "$head_address" --main_process_port "$port")
+    ;;
+  *) refuse "unknown launcher '$1'" ;;
+esac
+script="$REPOSITORY/$2"
+shift 2
+export PYTHONUNBUFFERED=1 PYTHONPATH="$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}"
+echo "node $rank of $nodes ($(uname -n)): $processes process(es), $gpus GPU(s), head $head_address:$port"
+exec "$python" -m esm2_hyperpod.launch "${launcher[@]}" "$script" "$@"
