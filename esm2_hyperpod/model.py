@@ -20,7 +20,7 @@ class Size:
 
 # Lin et al. 2023 (doi:10.1126/science.ade2574), table S1; `tiny` is ours, for tests and the quickstart.
 SIZES = {
-    "tiny": Size(4, 128, 8),
+    "tiny": Size(4, 128, 4),
     "8M": Size(6, 320, 20),
     "35M": Size(12, 480, 20),
     "150M": Size(30, 640, 20),

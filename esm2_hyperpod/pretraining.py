@@ -1,0 +1,238 @@
+"""Masked-LM pretraining with the Hugging Face Trainer, over packs."""
+
+import time
+from datetime import timedelta
+
+import numpy as np
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import EsmForMaskedLM
+
+from esm2_hyperpod import validation
+from esm2_hyperpod.batches import BatchMaker
+from esm2_hyperpod.model import build_config, check_model_folder
+from esm2_hyperpod.pack_stream import PackStream, StepSampler
+from esm2_hyperpod.packed_esm import PackedEsmForMaskedLM, masked_lm_loss
+from esm2_hyperpod.packing import Layout, packed_layout, padded_layout
+from esm2_hyperpod.pretraining_arguments import PretrainingArguments
+from esm2_hyperpod.resumable_trainer import ResumableTrainer
+from esm2_hyperpod.run_report import plot_training_curve
+from esm2_hyperpod.schedule import SCHEDULES
+from esm2_hyperpod.sequence_store import SequenceStore
+from esm2_hyperpod.throughput import Meter
+
+
+def build_model(args: PretrainingArguments) -> EsmForMaskedLM:
+    """The model to train: from scratch by size, or from a folder or the hub; fp32 parameters.
+
+    The contact head has no part in masked-LM training. Left trainable it would make DDP search for
+    unused parameters and FSDP2 fail to resume for want of its optimizer state.
+    """
+    model_class = PackedEsmForMaskedLM if args.packing else EsmForMaskedLM
+    if args.model_name_or_path:
+        check_model_folder(args.model_name_or_path)
+        model = model_class.from_pretrained(args.model_name_or_path, dtype=torch.float32)
+    else:
+        model = model_class(build_config(args.model_size))
+    model.esm.contact_head.requires_grad_(False)
+    return model
+
+
+def lay_out(lengths: np.ndarray, args: PretrainingArguments, seed: int) -> Layout:
+    """Packs, or rows to be padded with `--packing false`, of one split."""
+    cropped = np.minimum(lengths, args.max_seq_length)
+    if args.packing:
+        return packed_layout(cropped, args.tokens_per_device, seed)
+    return padded_layout(cropped, args.tokens_per_device)
+
+
+def make_batches(store: SequenceStore, layout: Layout, args: PretrainingArguments, seed: int) -> BatchMaker:
+    """The micro-batches of one split."""
+    return BatchMaker(
+        store=store,
+        lengths=store.lengths(),
+        tokens=args.tokens_per_device,
+        longest=args.max_seq_length,
+        sequences_per_pack=layout.most_sequences,
+        seed=seed,
+        mask_probability=args.mlm_probability,
+        mask_replace=args.mask_replace,
+        packing=args.packing,
+    )
+
+
+class PretrainingTrainer(ResumableTrainer):
+    """Trainer over packs, whose losses do not depend on how the global batch is divided.
+
+    Args:
+        store, layout: the training sequences and their packs.
+        validation_store: the validation sequences, or None to do without.
+        frequency_entropy: of the validation residues, in nats; a line in the training curve.
+    """
+
+    def __init__(
+        self,
+        model: EsmForMaskedLM,
+        args: PretrainingArguments,
+        store: SequenceStore,
+        layout: Layout,
+        validation_store: SequenceStore | None,
+        frequency_entropy: float | None,
+        callbacks: list,
+    ):
+        # Trainer wants to be given data sets; it reads them through the loaders below alone.
+        super().__init__(model, args, train_dataset=store, eval_dataset=validation_store, callbacks=callbacks)
+        self.model_accepts_loss_kwargs = True  # makes Trainer count the masked tokens of all ranks
+        self._layout = layout
+        self._batches = make_batches(store, layout, args, args.seed)
+        self._meter = Meter(model.config, args.device)
+        self._frequency_entropy = frequency_entropy
+        self._last_evaluation: tuple[int, dict[str, float]] = (-1, {})
+        self._validation = None
+        if validation_store is not None:
+            validation_layout = lay_out(validation_store.lengths(), args, validation.SEED)
+            self._validation_stream = PackStream(validation_layout, validation.SEED)
+            self._validation = make_batches(validation_store, validation_layout, args, validation.SEED)
+
+    # ---- data ----------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This rank's micro-batches, from `first_step` to the last step of this run."""
+        args = self.args
+        sampler = StepSampler(
+            PackStream(self._layout, args.seed),
+            args.packs_per_step,
+            args.max_steps,
+            range(self.first_step, args.last_step),
+            args.process_index,
+            args.world_size,
+        )
+        return self._loader(self._batches, sampler)
+
+    def _loader(self, batches: BatchMaker, sampler) -> DataLoader:
+        return DataLoader(
+            batches,
+            sampler=sampler,
+            batch_size=None,  # a key of the sampler is a whole micro-batch
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.device.type == "cuda",
+            prefetch_factor=4 if self.args.dataloader_num_workers else None,
+        )
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Trainer's, with the time spent waiting for data put down."""
+        start = time.perf_counter()
+        samples = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._meter.add_waiting(time.perf_counter() - start)
+        return samples
+
+    def _prepare_inputs(self, inputs):
+        # From pinned memory and without waiting: an ordinary copy stops the host until the GPU is idle.
+        device = self.args.device
+        return {
+            key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
+            for key, value in inputs.items()
+        }
+
+    # ---- training ------------------------------------------------------------------------------
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One micro-batch; what it holds is counted for the throughput figures."""
+        self._meter.add(inputs.pop("counts"))
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Sum over this micro-batch's masked tokens, over the masked tokens of the whole step.
+
+        DDP and FSDP average gradients over ranks; the factor makes that a sum.
+        """
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = masked_lm_loss(outputs.logits, labels, num_items_in_batch) * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """The schedule of `--lr_schedule`."""
+        if self.args.lr_schedule == "trainer":
+            return super().create_scheduler(num_training_steps, optimizer)
+        factor, warmup = SCHEDULES[self.args.lr_schedule], self.args.warmup_steps
+        self.lr_scheduler = LambdaLR(
+            optimizer or self.optimizer, lambda step: factor(step, warmup, num_training_steps)
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # ---- validation ----------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """`validation.validate` of the validation split, logged, with the training curve redrawn."""
+        assert self._validation is not None and metric_key_prefix == "eval"
+        start = time.perf_counter()
+        metrics = validation.validate(self.model, self._validation_batches(), self.args.device)
+        self._last_evaluation = self.state.global_step, dict(metrics)
+        self.log(metrics)
+        if self.is_world_process_zero():
+            plot_training_curve(self.output_dir, self._frequency_entropy)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._meter.pause(time.perf_counter() - start)
+        return metrics
+
+    def evaluate_once(self) -> dict[str, float]:
+        """The figures of the current step's evaluation, made now if the schedule did not ask for it."""
+        if self._last_evaluation[0] != self.state.global_step:
+            self.evaluate()
+        return self._last_evaluation[1]
+
+    def _validation_batches(self):
+        stream, args = self._validation_stream, self.args
+        numbers = validation.share_of_packs(stream.layout.packs, args.process_index, args.world_size)
+        keys = [(validation.EPOCH, stream[max(number, 0)][1]) for number in numbers]
+        for number, batch in zip(numbers, self._loader(self._validation, keys)):
+            del batch["counts"]
+            yield self._prepare_inputs(batch), number >= 0
+
+    # ---- logs and checkpoints ------------------------------------------------------------------
+
+    def _save_checkpoint(self, model, trial):
+        start = time.perf_counter()
+        super()._save_checkpoint(model, trial)
+        self._meter.pause(time.perf_counter() - start)
+
+    def log_figures(self) -> dict[str, float]:
+        """Throughput over all ranks since the last log."""
+        return self._meter.read(self.args.last_step - self.state.global_step)
+
+    def epoch(self) -> float:
+        """Passes over the training packs so far."""
+        return self.state.global_step * self.args.packs_per_step / self._layout.packs
+
+    def describe(self, line: dict[str, float]) -> str:
+        """A log as one plain line."""
+        head = f"step {line['step']}/{self.args.last_step}  epoch {line['epoch']:.3f}  "
+        if "eval_loss" in line:
+            return head + (
+                f"validation loss {line['eval_loss']:.4f}  perplexity {line['eval_perplexity']:.3f}  "
+                f"accuracy {line['eval_accuracy']:.4f}"
+            )
+        speed = f"{line['residues_per_second']:,.0f} residues/s"
+        if self.args.world_size > 1:
+            speed += f" ({line['residues_per_second_per_device']:,.0f} per device)"
+        used = f"MFU {line['mfu']:.1%}" if "mfu" in line else f"{line['tflops_per_device']:.3g} TFLOPS"
+        memory = f"  peak {line['peak_memory_gb']:.1f} GB" if "peak_memory_gb" in line else ""
+        return head + (
+            f"loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}  grad norm {line['grad_norm']:.3f}  "
+            f"{speed}  {used}{memory}  padding {line['padding_share']:.1%}  "
+            f"waiting for data {line['data_wait_share']:.1%}  "
+            f"ETA {timedelta(seconds=round(line['eta_seconds']))}"
+        )
+
+    def on_bad_loss(self, step: int) -> str:
+        """Write the ids of that step's sequences to a file, and name it."""
+        stream, packs = PackStream(self._layout, self.args.seed), self.args.packs_per_step
+        path = self.output_dir / f"sequences_of_step_{step}.txt"
+        if self.is_world_process_zero():
+            numbers = range((step - 1) * packs, step * packs)
+            members = np.concatenate([stream[number][1] for number in numbers])
+            path.write_text("\n".join(self._batches.store.name(index) for index in members) + "\n")
+        return f"its sequences are listed in {path}; "

@@ -1,0 +1,54 @@
+"""FSDP2: on CPU processes too, and a line that says whether parameters are really sharded."""
+
+import os
+from functools import wraps
+
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+
+def enable_fsdp_on_cpu() -> None:
+    """Let `accelerate launch` with an FSDP configuration shard on CPU as it does on GPUs.
+
+    accelerate 1.15 reads the FSDP settings for GPU-like devices alone; CPU processes silently become
+    plain DDP, and a laptop or a test would then not run what the cluster runs. FSDP2 itself works over
+    gloo, so the state is put right after accelerate has made it.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
+        return
+    original = AcceleratorState.__init__
+
+    @wraps(original)
+    def __init__(self, *args, fsdp_plugin=None, **kwargs):
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            fsdp_plugin.set_mixed_precision(self._mixed_precision)
+            self.fsdp_plugin = fsdp_plugin
+            self.distributed_type = DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = __init__
+
+
+class SaySharding(TrainerCallback):
+    """Prints, when training begins, how the parameters lie on the processes."""
+
+    def on_train_begin(self, args, state, control, model=None, **_):
+        """Print `describe_sharding` on rank 0."""
+        if state.is_world_process_zero:
+            print(describe_sharding(model, args.world_size), flush=True)
+
+
+def describe_sharding(model: torch.nn.Module, processes: int) -> str:
+    """How the parameters lie on the processes, read off the parameters themselves."""
+    sharded = {name: p for name, p in model.named_parameters() if isinstance(p, DTensor)}
+    if not sharded:
+        return "DDP: each process holds all parameters" if processes > 1 else "one process"
+    name, parameter = max(sharded.items(), key=lambda item: item[1].numel())
+    return (
+        f"FSDP2: {len(sharded)} parameters sharded over {parameter.device_mesh.size()} processes; "
+        f"{name} is {list(parameter.to_local().shape)} here of {list(parameter.shape)}"
+    )

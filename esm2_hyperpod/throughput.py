@@ -1,0 +1,124 @@
+"""Real residues a second, FLOPs and the GPU's peak: figures of speed that can be believed."""
+
+import time
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from transformers import EsmConfig
+
+# Dense bf16 tensor-core peaks in TFLOPS, from NVIDIA's data sheets (sparsity's doubled figures halved).
+# The first name contained in the device's name counts, so longer names come before their parts.
+PEAK_TFLOPS = {
+    "A10G": 70.0,  # AWS's A10G; 125 is the A10
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "H100": 989.0,
+    "H200": 989.0,
+    "B200": 2250.0,
+}
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """Dense bf16 peak of a CUDA device by its name, or None where it is not known."""
+    words = device_name.upper().replace("-", " ").split()
+    return next((peak for name, peak in PEAK_TFLOPS.items() if name in words), None)
+
+
+def device_name(device: torch.device) -> str:
+    """The accelerator's name, or "CPU"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def training_flops(config: EsmConfig, tokens: int, squared_lengths: int) -> float:
+    """Forward and backward FLOPs of real tokens, matrix products only; backward counts as twice forward.
+
+    Two per multiply-add: a layer's four h x h and two h x 4h products, attention's two products over
+    each sequence's own length, and the language-model head. Recomputed activations do not count.
+
+    Args:
+        tokens: number of tokens of real sequences.
+        squared_lengths: sum over sequences of the square of their length in tokens.
+    """
+    width, layers = config.hidden_size, config.num_hidden_layers
+    linear = 2 * (4 * width**2 + 2 * width * config.intermediate_size) * layers
+    head = 2 * (width**2 + width * config.vocab_size)
+    attention = 4 * width * layers
+    return 3.0 * (tokens * (linear + head) + squared_lengths * attention)
+
+
+class Counts(NamedTuple):
+    """What a micro-batch holds.
+
+    Attributes:
+        residues: amino acids, `<cls>` and `<eos>` not counted.
+        tokens: tokens of real sequences.
+        slots: tokens computed, padding included.
+        squared_lengths: sum over sequences of the square of their length in tokens.
+    """
+
+    residues: int
+    tokens: int
+    slots: int
+    squared_lengths: int
+
+
+class Meter:
+    """Speed between two logs, over all ranks. Time spent evaluating or saving is left out."""
+
+    def __init__(self, config: EsmConfig, device: torch.device):
+        self._config = config
+        self._device = device
+        self._peak = peak_tflops(device_name(device))
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new window now."""
+        self._totals = torch.zeros(len(Counts._fields), dtype=torch.float64)
+        self._steps = 0
+        self._waited = 0.0
+        self._paused = 0.0
+        self._start = time.perf_counter()
+
+    def add(self, counts: Counts) -> None:
+        """Count one micro-batch of this rank."""
+        self._totals += torch.tensor(counts, dtype=torch.float64)
+
+    def add_waiting(self, seconds: float) -> None:
+        """Count an optimizer step, and the time this rank waited for its data."""
+        self._steps += 1
+        self._waited += seconds
+
+    def pause(self, seconds: float) -> None:
+        """Leave out time that was not training."""
+        self._paused += seconds
+
+    def read(self, steps_left: int) -> dict[str, float]:
+        """Figures since the last reading, summed over ranks; begins a new window. Called on all ranks.
+
+        `mfu` is the share of the dense bf16 peak that the model's own FLOPs on real tokens make up;
+        it is left out where the device's peak is not known.
+        """
+        seconds = max(1e-9, time.perf_counter() - self._start - self._paused)
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        totals = self._totals.to(self._device)
+        if ranks > 1:
+            dist.all_reduce(totals)
+        counts = Counts(*totals.tolist())
+        flops = training_flops(self._config, counts.tokens, counts.squared_lengths)
+        figures = {
+            "residues_per_second": counts.residues / seconds,
+            "residues_per_second_per_device": counts.residues / seconds / ranks,
+            "tokens_per_second": counts.tokens / seconds,
+            "padding_share": 1 - counts.tokens / counts.slots,
+            "tflops_per_device": flops / seconds / ranks / 1e12,
+        }
+        if self._peak:
+            figures["mfu"] = figures["tflops_per_device"] / self._peak
+        if self._device.type == "cuda":
+            figures["peak_memory_gb"] = torch.cuda.max_memory_allocated(self._device) / 1e9
+        figures["data_wait_share"] = self._waited / seconds
+        figures["eta_seconds"] = steps_left * seconds / max(1, self._steps)
+        self.restart()
+        return figures

@@ -1,0 +1,122 @@
+"""Pretrain ESM-2 by masked-language modelling on what 1.tokenize_uniref_csv.py wrote.
+
+    python train.py --dataset_dir processed/arrow --output_dir runs/tiny --model_size tiny --max_steps 100
+    torchrun --nproc_per_node 8 train.py ...         (2.train_ddp.sh does this, on any number of nodes)
+    accelerate launch --config_file accelerate_fsdp.yaml train.py ...                 (3.train_fsdp.sh)
+
+Writes to --output_dir: checkpoint-N/, final_model/, metrics.jsonl, training_curve.png, run.json.
+The same command again goes on from the newest whole checkpoint. Exit code 75: saved, to be continued.
+"""
+
+from pathlib import Path
+
+from transformers import EarlyStoppingCallback, HfArgumentParser, set_seed
+
+from esm2_hyperpod import run_report
+from esm2_hyperpod.artifacts import check_same_options, only_writer, package_versions, read_manifest
+from esm2_hyperpod.errors import UserError, run_script
+from esm2_hyperpod.final_model import FINAL_MODEL, save_final_model
+from esm2_hyperpod.pretraining import PretrainingTrainer, build_model, lay_out
+from esm2_hyperpod.pretraining_arguments import PretrainingArguments
+from esm2_hyperpod.sequence_store import SequenceStore
+from esm2_hyperpod.sharding import SaySharding, enable_fsdp_on_cpu
+from esm2_hyperpod.stopping import StopAfter, StopRequests, leave
+from esm2_hyperpod.throughput import device_name
+from esm2_hyperpod.validation import residue_frequency_entropy
+
+
+def main() -> int | None:
+    enable_fsdp_on_cpu()
+    (args,) = HfArgumentParser(PretrainingArguments).parse_args_into_dataclasses()
+    if args.n_gpu > 1:
+        raise UserError(
+            f"{args.n_gpu} GPUs but one process: bash 2.train_ddp.sh uses all, CUDA_VISIBLE_DEVICES=0 one"
+        )
+    if args.process_index:
+        return pretrain(args)
+    with only_writer(Path(args.output_dir)):
+        return pretrain(args)
+
+
+def pretrain(args: PretrainingArguments) -> int | None:
+    output_dir, dataset_dir = Path(args.output_dir), Path(args.dataset_dir)
+    is_main = args.process_index == 0
+    tokenize = "python 1.tokenize_uniref_csv.py"
+
+    # The data: sequences, and the packs that an epoch visits.
+    manifest = read_manifest(dataset_dir, made_by=tokenize)
+    store, validation_store = (SequenceStore(dataset_dir / split) for split in ("train", "validation"))
+    if not len(store):
+        raise UserError(f"{dataset_dir}/train: no sequences; make them with: {tokenize}")
+    if not len(validation_store):
+        validation_store, args.eval_strategy = None, "no"
+    layout = lay_out(store.lengths(), args, args.seed)
+    counts = manifest["token_counts"]
+    entropy = residue_frequency_entropy(counts["train"], counts["validation"])
+    args.set_steps(layout.packs)
+
+    # Is this the run that the folder holds, and is there anything left to do?
+    options = {**args.identity(), "dataset": manifest["content_digest"]}
+    earlier = run_report.read_run(output_dir)
+    if earlier is not None:
+        check_same_options(output_dir, earlier["options"], options, start_over=f"rm -r {output_dir}")
+        if run_report.is_finished(earlier, args.last_step):
+            if is_main:
+                print(f"{output_dir}: finished already, {earlier['steps']} steps; see {FINAL_MODEL}/")
+            return None
+
+    set_seed(args.seed)
+    model = build_model(args)
+    stop = StopRequests(output_dir, args.max_minutes, args.save_minutes)
+    callbacks = [SaySharding(), stop, StopAfter(args.last_step)]
+    if args.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+    trainer = PretrainingTrainer(model, args, store, layout, validation_store, entropy, callbacks)
+    checkpoint = trainer.resume_point()
+    if is_main:
+        run_report.begin_run(output_dir, options, facts(args, manifest), trainer.first_step)
+        epochs = args.last_step * args.packs_per_step / layout.packs
+        trainer.say(
+            f"{model.num_parameters():,} parameters; {len(store):,} sequences in {layout.packs:,} packs of "
+            f"{args.tokens_per_device:,} tokens; {args.world_size} process(es), {device_name(args.device)}; "
+            f"{args.last_step:,} steps of {args.global_batch_tokens:,} tokens ({epochs:.2f} epochs), "
+            f"warm-up {args.warmup_steps:,.0f}"
+        )
+
+    stop.listen()
+    trainer.train_from(checkpoint)
+    if stop.stopped:
+        if is_main:
+            run_report.end_run(output_dir, run_report.CONTINUED, steps=trainer.state.global_step)
+        return leave(stop)
+
+    metrics = trainer.evaluate_once() if validation_store is not None else {}
+    save_final_model(trainer.model, model.config, output_dir)
+    if is_main:
+        steps = trainer.state.global_step
+        run_report.end_run(
+            output_dir,
+            run_report.FINISHED,
+            steps=steps,
+            stopped_early=steps < args.last_step,
+            frequency_entropy=entropy,
+            **metrics,
+        )
+        trainer.say(f"done: {output_dir / FINAL_MODEL}")
+    return None
+
+
+def facts(args: PretrainingArguments, manifest: dict) -> dict:
+    """What is worth knowing about this start of the run, beyond its options."""
+    return {
+        "processes": args.world_size,
+        "device": device_name(args.device),
+        "precision": "bf16" if args.bf16 else "fp32",
+        "torch_compile": args.torch_compile,
+        "synthetic_data": manifest.get("synthetic", False),
+        "versions": package_versions("torch", "transformers", "accelerate", "datasets"),
+    }
+
+
+if __name__ == "__main__":
+    run_script(main)
