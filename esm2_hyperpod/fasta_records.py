@@ -1,0 +1,66 @@
+"""FASTA records one at a time, in constant memory, with the line each begins on."""
+
+import contextlib
+import io
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from isal import igzip
+
+from esm2_hyperpod.errors import UserError
+
+
+@dataclass(frozen=True)
+class Record:
+    """`header` is the line after `>`, `line` its number in the file, from 1."""
+
+    header: str
+    sequence: str
+    line: int
+
+    @property
+    def id(self) -> str:
+        """The header's first word."""
+        return self.header.split(maxsplit=1)[0] if self.header.strip() else ""
+
+
+@contextlib.contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """A text file, compressed with gzip or not, for reading; a byte-order mark is dropped.
+
+    Raises `UserError` if it is missing, no UTF-8, or not whole.
+    """
+    try:
+        with open(path, "rb") as raw:
+            compressed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            stream = igzip.IGzipFile(fileobj=raw) if compressed else raw
+            yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); is it the right file?") from None
+    except (EOFError, zlib.error, igzip.BadGzipFile, igzip.IsalError) as error:
+        raise UserError(
+            f"{path}: the gzip stream is damaged or cut short ({error}); fetch it again"
+        ) from None
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The records of a FASTA file. Raises `UserError` if it does not begin with `>` or holds none."""
+    header, parts, start = None, [], 0
+    with open_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            line = line.strip()
+            if line.startswith(">"):
+                if header is not None:
+                    yield Record(header, "".join(parts), start)
+                header, parts, start = line[1:], [], number
+            elif line and header is None:
+                raise UserError(f"{path}:{number}: not FASTA: the first record must begin with '>'")
+            else:
+                parts.append(line)
+    if header is None:
+        raise UserError(f"{path}: holds no FASTA record")
+    yield Record(header, "".join(parts), start)

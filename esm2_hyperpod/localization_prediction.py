@@ -1,0 +1,188 @@
+"""Predictions: of proteins in memory, and of a FASTA file of any size in constant memory."""
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from esm2_hyperpod.alphabet import encode
+from esm2_hyperpod.artifacts import write_json_atomically
+from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.fasta_records import Record, read_records
+from esm2_hyperpod.localization_encoding import collate, crop
+from esm2_hyperpod.localization_metrics import probabilities
+from esm2_hyperpod.localization_model import SETTINGS, Settings
+
+CHUNK = 1_024  # proteins that are sorted by length together, and written together
+BATCH_TOKENS = {"cpu": 4_096, "cuda": 32_768}  # padding included; a longer protein is a batch of its own
+
+
+def rank() -> int:
+    """This process's number, 0 where it is alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def predict_logits(model: torch.nn.Module, ids: Sequence[np.ndarray]) -> np.ndarray:
+    """Logits float32[proteins, labels] of encoded proteins, in their order, on every rank.
+
+    Proteins of like length share a batch; ranks take batches in turn.
+    """
+    device = next(model.parameters()).device
+    batches = length_batches([len(row) for row in ids], BATCH_TOKENS[device.type])
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    own = {}
+    with torch.inference_mode():
+        for number in range(rank(), len(batches), processes):
+            inputs = collate([{"input_ids": ids[index]} for index in batches[number]])
+            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+            own[number] = model(**inputs).logits.float().cpu().numpy()
+    parts = [own]
+    if processes > 1:
+        parts = [None] * processes
+        dist.all_gather_object(parts, own)
+    found = {number: logits for part in parts for number, logits in part.items()}
+    order = np.concatenate(batches)
+    logits = np.empty((len(ids), next(iter(found.values())).shape[1]), dtype=np.float32)
+    logits[order] = np.concatenate([found[number] for number in range(len(batches))])
+    return logits
+
+
+def length_batches(lengths: Sequence[int], tokens: int) -> list[np.ndarray]:
+    """Indices in order of length, cut so that (rows x longest row) stays within `tokens`."""
+    order = np.argsort(lengths, kind="stable")
+    batches, start = [], 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or lengths[order[end]] * (end - start + 1) > tokens:
+            batches.append(order[start:end])
+            start = end
+    return batches
+
+
+def predict_file(model: torch.nn.Module, settings: Settings, fasta: Path, output: Path, weights: Path) -> int:
+    """Write `output` (id, label, the probability of each label), one row a record of `fasta`, in its order.
+
+    Memory does not grow with the file. Rows go to `OUTPUT.partial`, a whole chunk at a time, and an
+    interrupted run goes on after the last whole chunk, provided that file and model are the same.
+    `weights` is the folder the model was loaded from. Returns the number of proteins; all ranks take part.
+
+    Raises `UserError` if `fasta` is no FASTA file.
+    """
+    if not fasta.is_file():
+        raise UserError(f"--predict_file {fasta}: no such file")
+    partial = output.with_name(output.name + ".partial")
+    asked = {"file": _fingerprint(fasta), "model": _digest(weights), "labels": settings.labels}
+    done = _shared(_resume(partial, asked, settings) if rank() == 0 else None)
+    records = itertools.islice(read_records(fasta), done, None)
+    bar = tqdm(initial=done, unit=" proteins", desc=f"predicting {fasta.name}", disable=rank() > 0)
+    for chunk in _chunks(records):
+        sequences = ["".join(record.sequence.split()).upper().rstrip("*") for record in chunk]
+        ids = [encode(crop(text, settings.max_seq_length, settings.crop).encode()) for text in sequences]
+        rows = probabilities(predict_logits(model, ids), settings.temperature, settings.multi_label)
+        if rank() == 0:
+            _append(partial, _csv_rows(chunk, sequences, rows, settings))
+        done += len(chunk)
+        bar.update(len(chunk))
+    bar.close()
+    if rank() == 0:
+        partial.replace(output)
+        _progress_file(partial).unlink()
+    if dist.is_initialized():
+        dist.barrier()
+    return done
+
+
+def csv_header(settings: Settings) -> list[str]:
+    """Column names of a predictions file."""
+    return ["id", "label", *settings.labels]
+
+
+def named_labels(row: np.ndarray, settings: Settings) -> str:
+    """The most probable label; where there may be several, all with a probability of a half or more."""
+    best = settings.labels[int(row.argmax())]
+    if not settings.multi_label:
+        return best
+    return "|".join(label for label, p in zip(settings.labels, row) if p >= 0.5) or best
+
+
+def _csv_rows(chunk: Sequence[Record], sequences: Sequence[str], rows: np.ndarray, settings: Settings) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for record, sequence, row in zip(chunk, sequences, rows):
+        if sequence:
+            values = [named_labels(row, settings), *(f"{p:.6f}" for p in row)]
+        else:
+            values = ["", *("" for _ in row)]  # a record without residues has no place
+        writer.writerow([record.id, *values])
+    return text.getvalue()
+
+
+def _resume(partial: Path, asked: dict, settings: Settings) -> int:
+    """Prepare `partial`; the number of proteins it already holds in whole chunks."""
+    header = io.StringIO()
+    csv.writer(header, lineterminator="\n").writerow(csv_header(settings))
+    try:
+        same = json.loads(_progress_file(partial).read_text(encoding="utf-8")) == asked
+        lines = partial.read_text(encoding="utf-8").count("\n") - 1 if same else -1
+    except (OSError, ValueError):
+        lines = -1
+    if lines < 0:
+        partial.unlink(missing_ok=True)
+        write_json_atomically(_progress_file(partial), asked)
+        _append(partial, header.getvalue())
+        return 0
+    done = lines // CHUNK * CHUNK
+    _keep_lines(partial, 1 + done)
+    return done
+
+
+def _keep_lines(path: Path, count: int) -> None:
+    with open(path, "rb+") as file:
+        for _ in range(count):
+            file.readline()
+        file.truncate(file.tell())
+
+
+def _append(path: Path, text: str) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _progress_file(partial: Path) -> Path:
+    return partial.with_name(partial.name + ".json")
+
+
+def _fingerprint(path: Path) -> list:
+    facts = path.stat()
+    return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in [*sorted(folder.glob("*.safetensors")), folder / SETTINGS]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
+    iterator = iter(records)
+    while chunk := list(itertools.islice(iterator, CHUNK)):
+        yield chunk
+
+
+def _shared(value: int | None) -> int:
+    """Rank 0's value, on every rank."""
+    box = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box)
+    return box[0]

@@ -1,0 +1,205 @@
+"""What a finished run says of itself: metrics.json, pictures, report.md and the model card."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from esm2_hyperpod.artifacts import write_text_atomically
+from esm2_hyperpod.localization_baselines import KMER_BASELINE, kmer_predictions, majority_predictions
+from esm2_hyperpod.localization_encoding import EncodedProteins
+from esm2_hyperpod.localization_metrics import (
+    bootstrap_intervals,
+    confusion_matrix,
+    expected_calibration_error,
+    per_class,
+    probabilities,
+    reliability,
+    scores_of_confusion,
+)
+from esm2_hyperpod.localization_model import ADAPTER_TUNINGS, Settings
+from esm2_hyperpod.localization_split import Splits
+
+LINE = "\n"
+SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "MCC (Gorodkin's R_K)"}
+
+
+def evaluate_test(
+    logits: np.ndarray,
+    splits: Splits,
+    settings: Settings,
+    train: EncodedProteins,
+    test: EncodedProteins,
+    seed: int,
+) -> dict[str, Any]:
+    """Scores of the test proteins with 95% intervals, beside those of the baselines; calibration.
+
+    Args:
+        logits: float[test proteins, labels].
+        seed: of the bootstrap.
+    """
+    labels = len(settings.labels)
+    targets, predicted = test.targets, logits.argmax(axis=1)
+    kmers = kmer_predictions(
+        [p.sequence for p in splits.train], train.targets, [p.sequence for p in splits.test]
+    )
+    majority = majority_predictions(train.targets, len(targets))
+    ours, by_kmers, by_majority = (
+        _scores_with_intervals(confusion_matrix(targets, guess, labels), seed)
+        for guess in (predicted, kmers, majority)
+    )
+    given = {
+        name: probabilities(logits, t, False).max(axis=1)
+        for name, t in (("uncalibrated", 1.0), ("calibrated", settings.temperature))
+    }
+    correct = predicted == targets
+    confusion = confusion_matrix(targets, predicted, labels)
+    return {
+        "proteins": len(targets),
+        "model": ours,
+        "baselines": {
+            "majority_class": {"label": settings.labels[majority[0]], **by_majority},
+            "kmer_logistic_regression": {"what": KMER_BASELINE, **by_kmers},
+        },
+        "calibration": {
+            "temperature": settings.temperature,
+            "expected_calibration_error": {
+                name: expected_calibration_error(probability, correct) for name, probability in given.items()
+            },
+            "reliability": {name: reliability(probability, correct) for name, probability in given.items()},
+        },
+        "per_class": per_class(confusion, settings.labels),
+        "confusion_matrix": confusion.tolist(),
+    }
+
+
+def _scores_with_intervals(confusion: np.ndarray, seed: int) -> dict[str, Any]:
+    scores = {name: float(value) for name, value in scores_of_confusion(confusion).items()}
+    return {**scores, "intervals_95": bootstrap_intervals(confusion, seed)}
+
+
+def draw_confusion_matrix(path: Path, confusion: np.ndarray, labels: list[str], title: str) -> None:
+    """A picture of the confusion matrix: counts, coloured by the share of the true label."""
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    figure, axes = _figure(3 + 0.6 * len(labels))
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    display = ConfusionMatrixDisplay(shares, display_labels=labels)
+    display.plot(
+        ax=axes, include_values=False, cmap="Blues", xticks_rotation="vertical", im_kw={"vmin": 0, "vmax": 1}
+    )
+    for row, column in np.ndindex(*confusion.shape):
+        dark = shares[row, column] > 0.5
+        axes.text(
+            column, row, confusion[row, column], ha="center", va="center", color="white" if dark else "black"
+        )
+    axes.set(title=title, xlabel="predicted", ylabel="true")
+    _save(figure, path)
+
+
+def draw_reliability(path: Path, bins: dict[str, list[tuple[int, float, float]]], title: str) -> None:
+    """Share of correct predictions against the probability they were given, with and without calibration."""
+    figure, axes = _figure(5)
+    axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfectly calibrated")
+    for name, points in bins.items():
+        axes.plot([given for _, given, _ in points], [share for _, _, share in points], "o-", label=name)
+    axes.set(
+        title=title, xlabel="probability of the prediction", ylabel="share correct", xlim=(0, 1), ylim=(0, 1)
+    )
+    axes.legend()
+    _save(figure, path)
+
+
+def _figure(size: float):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(size, size), layout="constrained")
+
+
+def _save(figure, path: Path) -> None:
+    from matplotlib import pyplot
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, dpi=120, format="png")
+    pyplot.close(figure)
+    temporary.replace(path)
+
+
+def write_report(path: Path, metrics: dict[str, Any], settings: Settings) -> None:
+    """`report.md`: the scores beside the baselines, per label, and how to read them."""
+    write_text_atomically(path, "# Subcellular localization\n\n" + _body(metrics, settings))
+
+
+def write_model_card(path: Path, metrics: dict[str, Any], settings: Settings) -> None:
+    """`README.md` of the tuned model: what it is, how to use it, how good it is, what it is not."""
+    library = "peft" if settings.tuning in ADAPTER_TUNINGS else "transformers"
+    card = f"""---
+base_model: {settings.base}
+library_name: {library}
+---
+
+# Where in the cell a protein lives
+
+One of {len(settings.labels)} localizations from the amino-acid sequence: {", ".join(settings.labels)}.
+
+    python finetune_localization.py --model_name_or_path THIS_FOLDER \\
+        --predict_file proteins.fasta --output_dir OUT
+
+{_body(metrics, settings)}
+## Limits
+
+The model gives one of its labels to any sequence, also to what lives elsewhere, in several places, or
+is no protein. It was measured on proteins like those above; on other organisms, or on fragments, it may do
+worse.
+"""
+    write_text_atomically(path, card)
+
+
+def _body(metrics: dict[str, Any], settings: Settings) -> str:
+    split, test = metrics["split"], metrics["test"]
+    origin, proteins = split["origin"], split["proteins"]
+    error = test["calibration"]["expected_calibration_error"]
+    rows = {"this model": test["model"]}
+    rows |= {name.replace("_", " "): row for name, row in test["baselines"].items()}
+    scores = [
+        f"| {name} | " + " | ".join(_with_interval(row, s) for s in SCORES) + " |"
+        for name, row in rows.items()
+    ]
+    labels = [
+        f"| {label} | {row['precision']:.2f} | {row['recall']:.2f} | {row['f1']:.2f} | {row['support']} |"
+        for label, row in test["per_class"].items()
+    ]
+    warning = "**The proteins are synthetic: these figures show that the program works, not biology.**\n\n"
+    return f"""{warning if metrics["synthetic_data"] else ""}\
+- Base `{settings.base}`, tuning `{settings.tuning}`, pooling `{settings.pooling}`, seed {metrics["seed"]}.
+- Proteins: {proteins["train"]:,} train, {proteins["validation"]:,} validation ({origin["validation"]}), \
+{proteins["test"]:,} test ({origin["test"]}); {metrics["rejected_rows"]:,} rows not used, see \
+splits/rejected.csv.
+- Grouping of similar proteins: {split.get("grouping", "none needed, the splits were given")}.
+- Test proteins with a similar training protein: {split["test_proteins_like_a_training_protein"]:,} of \
+{proteins["test"]:,}, judged by {split["leak_measured_by"]}.
+- At most {settings.max_seq_length:,} tokens a protein (crop: {settings.crop}); \
+{metrics["cropped_proteins"]:,} proteins were longer.
+
+| test set | {" | ".join(SCORES.values())} |
+|---|{"---|" * len(SCORES)}
+{LINE.join(scores)}
+
+In brackets: 95% interval over resampled test proteins. It covers the choice of test proteins, not that of
+the seed or of the training proteins. The k-mer baseline is {KMER_BASELINE}.
+
+Logits are divided by a temperature of {settings.temperature:.2f}, fitted on validation: expected \
+calibration error {error["calibrated"]:.3f} (without it {error["uncalibrated"]:.3f}).
+
+| label | precision | recall | F1 | test proteins |
+|---|---|---|---|---|
+{LINE.join(labels)}
+"""
+
+
+def _with_interval(row: dict[str, Any], score: str) -> str:
+    low, high = row["intervals_95"][score]
+    return f"{row[score]:.3f} [{low:.3f}, {high:.3f}]"

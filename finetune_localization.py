@@ -1,0 +1,192 @@
+"""Fine-tune ESM-2 to say where in the cell a protein lives, and predict with the result.
+
+    python finetune_localization.py --model_name_or_path runs/ddp/final_model --train_file deeploc.fasta \
+        --output_dir runs/localization
+    python finetune_localization.py --model_name_or_path runs/localization/adapter \
+        --predict_file new.fasta.gz --output_dir runs/new
+    torchrun --nproc_per_node 8 finetune_localization.py ...                (4.finetune_qlora.sh does this)
+
+Writes to --output_dir: splits/, checkpoint-N/, adapter/ (model/ for --tuning head and full), metrics.json,
+report.md, confusion_matrix.png, reliability.png, test_predictions.csv, predictions.csv, metrics.jsonl,
+run.json. The same command again goes on from the newest whole checkpoint. Exit code 75: saved, to be
+continued.
+"""
+
+from pathlib import Path
+
+from transformers import HfArgumentParser, set_seed
+
+from esm2_hyperpod import run_report
+from esm2_hyperpod.artifacts import MANIFEST, check_same_options, only_writer, package_versions
+from esm2_hyperpod.errors import UserError, run_script
+from esm2_hyperpod.localization_arguments import FinetuningArguments
+from esm2_hyperpod.localization_data import read_hub_dataset, read_proteins
+from esm2_hyperpod.localization_encoding import EncodedProteins
+from esm2_hyperpod.localization_model import Lora, Settings, build, four_bit_weights, load_tuned, saved_in
+from esm2_hyperpod.localization_prediction import predict_file, predict_logits
+from esm2_hyperpod.localization_results import save_tuned, write_results
+from esm2_hyperpod.localization_split import Splits, make_splits, read_splits, write_splits
+from esm2_hyperpod.localization_training import (
+    LocalizationTrainer,
+    StopWhenStale,
+    balanced_weights,
+    plan_batches,
+)
+from esm2_hyperpod.stopping import StopRequests, leave
+from esm2_hyperpod.throughput import device_name
+
+
+def main() -> int | None:
+    (args,) = HfArgumentParser(FinetuningArguments).parse_args_into_dataclasses()
+    if args.n_gpu > 1:
+        raise UserError(
+            f"{args.n_gpu} GPUs but one process: bash 4.finetune_qlora.sh uses all, "
+            "CUDA_VISIBLE_DEVICES=0 one"
+        )
+    if args.process_index:
+        return run(args)
+    with only_writer(Path(args.output_dir)):
+        return run(args)
+
+
+def run(args: FinetuningArguments) -> int | None:
+    tuned = Path(args.model_name_or_path)
+    if args.train_file or args.dataset_name:
+        exit_code = finetune(args)
+        if exit_code:
+            return exit_code
+        tuned = saved_in(Path(args.output_dir), args.tuning)
+    if args.predict_file:
+        predict(args, tuned)
+    return None
+
+
+def finetune(args: FinetuningArguments) -> int | None:
+    output_dir, is_main = Path(args.output_dir), args.process_index == 0
+
+    # Is this the run that the folder holds, and is there anything left to do?
+    options = {**args.data_identity(), **args.identity()}
+    earlier = run_report.read_run(output_dir)
+    if earlier is not None:
+        check_same_options(output_dir, earlier["options"], options, start_over=f"rm -r {output_dir}")
+        if earlier["status"] == run_report.FINISHED:
+            if is_main:
+                print(f"{output_dir}: finished already, {earlier['steps']} steps; see report.md", flush=True)
+            return None
+
+    # The data: rank 0 splits it, the others read what it wrote.
+    with args.main_process_first(local=False, desc="splitting the proteins"):
+        splits = read_or_make_splits(args, output_dir / "splits")
+    settings = Settings(
+        base=args.model_name_or_path,
+        labels=list(splits.facts["labels"]),
+        multi_label=False,
+        tuning=args.tuning,
+        pooling=args.pooling,
+        max_seq_length=args.max_seq_length,
+        crop=args.crop,
+    )
+    train, validation, test = (
+        EncodedProteins(part, settings) for part in (splits.train, splits.validation, splits.test)
+    )
+    plan = plan_batches(len(train), args.global_batch_size, args.per_device_train_batch_size, args.world_size)
+    args.set_steps(plan.steps_per_epoch, plan.accumulation)
+
+    set_seed(args.seed)
+    lora = Lora(args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets)
+    model = build(settings, lora, args.device)
+    weights = balanced_weights(train.targets) if args.class_weights == "balanced" else None
+    stop = StopRequests(output_dir, args.max_minutes, args.save_minutes)
+    callbacks = [stop, StopWhenStale(args.early_stopping_patience * args.eval_steps)]
+    trainer = LocalizationTrainer(model, args, train, validation, plan, weights, callbacks)
+    checkpoint = trainer.resume_point()
+    if is_main:
+        run_report.begin_run(output_dir, options, facts(args), trainer.first_step)
+        describe(trainer, splits, settings, [train, validation, test])
+
+    stop.listen()
+    trainer.train_from(checkpoint)
+    if stop.stopped:
+        if is_main:
+            run_report.end_run(output_dir, run_report.CONTINUED, steps=trainer.state.global_step)
+        return leave(stop)
+
+    trainer.model.eval()
+    validation_logits, test_logits = (predict_logits(trainer.model, part.ids) for part in (validation, test))
+    if is_main:
+        settings.calibrate(validation_logits, validation.targets)
+        metrics = write_results(output_dir, splits, settings, train, test, test_logits, args.seed)
+        save_tuned(trainer.model, settings, metrics, saved_in(output_dir, args.tuning))
+        steps, best = trainer.state.global_step, trainer.state.best_global_step
+        run_report.end_run(output_dir, run_report.FINISHED, steps=steps, best_step=best)
+        trainer.say((output_dir / "report.md").read_text(encoding="utf-8"))
+        trainer.say(f"done: {saved_in(output_dir, args.tuning)}")
+    trainer.barrier()
+    return None
+
+
+def read_or_make_splits(args: FinetuningArguments, folder: Path) -> Splits:
+    """The splits of this run. Made once, so that going on later means going on with the same proteins."""
+    if not (folder / MANIFEST).is_file():
+        if args.dataset_name:
+            given = read_hub_dataset(args.dataset_name)
+        else:
+            files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+            given = {name: read_proteins(Path(file)) for name, file in files.items() if file}
+        splits = make_splits(given, args.split, args.seed)
+        splits.facts["synthetic_data"] = args.train_file is not None and is_synthetic(Path(args.train_file))
+        write_splits(splits, folder, args.data_identity())
+    return read_splits(folder, made_by="the same command again")
+
+
+def is_synthetic(train_file: Path) -> bool:
+    """Whether the file lies in a folder that 0.download_data.py filled with generated proteins."""
+    manifest = train_file.parent / MANIFEST
+    return manifest.is_file() and '"synthetic": true' in manifest.read_text(encoding="utf-8")
+
+
+def describe(trainer: LocalizationTrainer, splits: Splits, settings: Settings, parts: list[EncodedProteins]):
+    """Say what is about to run."""
+    args, proteins = trainer.args, splits.facts["proteins"]
+    for row in splits.rejected[:5]:
+        trainer.say(f"not used: {row.where} {row.id}: {row.reason}")
+    if len(splits.rejected) > 5:
+        rest = len(splits.rejected) - 5
+        trainer.say(f"not used: {rest:,} more rows, see {trainer.output_dir / 'splits' / 'rejected.csv'}")
+    trainer.say(
+        f"{proteins['train']:,} train, {proteins['validation']:,} validation, {proteins['test']:,} test "
+        f"proteins, {len(settings.labels)} labels; {sum(part.cropped for part in parts):,} longer than "
+        f"{settings.max_seq_length:,} tokens and cropped"
+        + ("; SYNTHETIC proteins" if splits.facts["synthetic_data"] else "")
+    )
+    quantized, size = four_bit_weights(trainer.model)
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    base = f"{quantized} linear layers in 4 bits ({size / 1e6:.1f} MB)" if quantized else "fp32 weights"
+    trainer.say(
+        f"{settings.tuning} of {settings.base}: {base}, {trained:,} trained parameters; {args.world_size} "
+        f"process(es) on {device_name(args.device)}; at most {args.max_steps:,} steps of "
+        f"{args.global_batch_size} proteins"
+    )
+
+
+def facts(args: FinetuningArguments) -> dict:
+    """What is worth knowing about this start of the run, beyond its options."""
+    return {
+        "processes": args.world_size,
+        "device": device_name(args.device),
+        "precision": "bf16" if args.bf16 else "fp32",
+        "versions": package_versions("torch", "transformers", "accelerate", "peft", "bitsandbytes"),
+    }
+
+
+def predict(args: FinetuningArguments, tuned: Path) -> None:
+    """Predict every protein of --predict_file with the tuned model in `tuned`."""
+    output = Path(args.output_dir) / "predictions.csv"
+    model, settings = load_tuned(tuned, args.device)
+    count = predict_file(model, settings, Path(args.predict_file), output, weights=tuned)
+    if args.process_index == 0:
+        print(f"{output}: {count:,} proteins", flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main)
