@@ -17,6 +17,7 @@ set -euo pipefail
 # sbatch runs a copy of this file from Slurm's spool folder.
 REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 [ -d "$REPOSITORY/cluster_setup" ] || REPOSITORY="$SLURM_SUBMIT_DIR"
+[ -d "$REPOSITORY/cluster_setup" ] || { echo "submit this file from its own folder" >&2; exit 1; }
 source "$REPOSITORY/cluster_setup/job_environment.sh"
 
 : "${OUTPUT_DIR:=$FSX_DIR/runs/fsdp}"

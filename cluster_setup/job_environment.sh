@@ -60,7 +60,7 @@ run_job() { # OUTPUT_DIR then as for launch
     STEP_TRY=$((tries + 1)) run_step "$@" || code=$?
     if [ -n "$stopper" ]; then kill "$stopper" && rm -f "$output_dir/stop"; fi
     if [ "$code" = 0 ] || [ "$terminated" = 1 ]; then return "$code"; fi
-    if [ "$code" = "$TO_BE_CONTINUED" ]; then
+    if [ "$code" = "$TO_BE_CONTINUED" ] || [ -n "$stopper" ]; then
       echo "requeueing job $SLURM_JOB_ID, which goes on from its last checkpoint"
       scontrol requeue "$SLURM_JOB_ID"
       return "$code"
@@ -78,16 +78,18 @@ run_job() { # OUTPUT_DIR then as for launch
 # takes a file it finds for an old one.
 ask_to_stop() {
   mkdir -p "$1"
-  while true; do touch "$1/stop" && sleep 5; done &
+  while true; do touch "$1/stop" && sleep 2; done &
   stopper=$!
 }
 
 list_checkpoints() { find "$1" -maxdepth 1 -name 'checkpoint-*' 2>/dev/null | sort || true; }
 
-# One task a node. bash runs a trap only between commands, so srun goes to the background and is waited
+# One task a node. When one has ended, the others have 20 s to end by themselves with an exit code of
+# their own; srun returns the highest. --kill-on-bad-exit would hide "to be continued" behind SIGTERM.
+# bash runs a trap only between commands, so srun goes to the background and is waited
 # for until it has ended, not until the next signal.
 run_step() {
-  local step=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=1)
+  local step=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=20)
   if [ -d "${HYPERPOD_DIR:-/opt/sagemaker_cluster}" ] && srun --help | grep -q -- --auto-resume; then
     step+=(--auto-resume=1) # HyperPod's plug-in; stock srun refuses it
   fi

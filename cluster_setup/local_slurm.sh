@@ -68,7 +68,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdTimeout=20
-InactiveLimit=0
+SchedulerParameters=sched_interval=5
 KillWait=30
 JobRequeue=1
 ReturnToService=2
