@@ -21,7 +21,7 @@ _REMEDIES = {
     "InvalidClientTokenId": _LOG_IN,
     "UnrecognizedClientException": _LOG_IN,
     "SignatureDoesNotMatch": _LOG_IN,
-    "ResourceLimitExceeded": "ask for a higher quota in Service Quotas, Amazon SageMaker, 'for cluster usage'",
+    "ResourceLimitExceeded": "ask for a higher quota: Service Quotas, Amazon SageMaker, 'for cluster usage'",
     "ConflictException": "another change is under way: wait, watch it with `hyperpod.py status`, run again",
 }
 
@@ -32,13 +32,17 @@ class Aws:
 
     region: str
     endpoint_url: str | None = None
-    _clients: dict[str, BaseClient] = field(default_factory=dict)
+    _session: boto3.Session = field(init=False)
+    _clients: dict[str, BaseClient] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._session = boto3.Session(region_name=self.region)
 
     def client(self, service: str) -> BaseClient:
         """The boto3 client of a service, made once."""
         if service not in self._clients:
             retries = Config(retries={"mode": "standard", "max_attempts": 5})
-            self._clients[service] = boto3.Session(region_name=self.region).client(
+            self._clients[service] = self._session.client(
                 service, endpoint_url=self.endpoint_url, config=retries
             )
         return self._clients[service]

@@ -8,10 +8,16 @@ from esm2_hyperpod.cluster.aws import Aws
 from esm2_hyperpod.cluster.failures import failure_lines
 from esm2_hyperpod.cluster.progress import wait_until
 from esm2_hyperpod.cluster.schema import request_problems
+from esm2_hyperpod.cluster.service import sagemaker_model
 from esm2_hyperpod.errors import UserError
 
 CREATE_MINUTES = 120
 DELETE_MINUTES = 60
+_HOPELESS = {
+    "Failed": "remove it with `hyperpod.py delete --keep_stack`, then create it again",
+    "RollingBack": "wait until AWS has returned it to what it was, then run the same command again",
+    "Deleting": "wait until it is gone, then run the same command again",
+}
 
 
 def find_cluster(aws: Aws, name: str) -> dict[str, Any] | None:
@@ -48,25 +54,20 @@ def ensure_cluster(aws: Aws, request: dict[str, Any]) -> None:
         except ClientError as error:
             if error.response["Error"]["Code"] != "ResourceInUse":  # made since we looked
                 raise
-    wait_running(aws, name)
-
-
-def wait_running(aws: Aws, name: str) -> None:
-    """Wait until the cluster is in service with all its nodes; `UserError` with AWS's reasons if it fails."""
     wait_until(lambda: _observe_running(aws, name), CREATE_MINUTES)
 
 
-def scale(aws: Aws, name: str, count: int, dry_run: bool) -> None:
+def change_workers(aws: Aws, name: str, count: int, dry_run: bool) -> None:
     """Set the number of workers. Everything else about the group is sent as AWS describes it."""
     cluster = find_cluster(aws, name)
     if cluster is None:
         raise UserError(f"no cluster {name} in {aws.region}; make it with: hyperpod.py create")
     group = _group(cluster, "workers")
-    current = group.get("TargetCount", group["CurrentCount"])
+    current = group["TargetCount"]
     if current == count:
         print(f"cluster {name} already has {count} workers")
         return
-    request = {"ClusterName": name, "InstanceGroups": [specification(aws, group, count)]}
+    request = {"ClusterName": name, "InstanceGroups": [specification(group, count)]}
     if problems := request_problems("UpdateCluster", request):
         raise UserError(f"cannot scale to {count} workers: {'; '.join(problems)}")
     if dry_run:
@@ -74,13 +75,12 @@ def scale(aws: Aws, name: str, count: int, dry_run: bool) -> None:
         return
     print(f"changing cluster {name} from {current} to {count} workers")
     aws.client("sagemaker").update_cluster(**request)
-    wait_running(aws, name)
+    wait_until(lambda: _observe_running(aws, name, count), CREATE_MINUTES)
 
 
-def specification(aws: Aws, group: dict[str, Any], count: int) -> dict[str, Any]:
+def specification(group: dict[str, Any], count: int) -> dict[str, Any]:
     """UpdateCluster's specification of a group that DescribeCluster describes, with `count` nodes."""
-    service = aws.client("sagemaker").meta.service_model
-    accepted = service.shape_for("ClusterInstanceGroupSpecification").members
+    accepted = sagemaker_model().shape_for("ClusterInstanceGroupSpecification").members
     return {key: value for key, value in group.items() if key in accepted} | {"InstanceCount": count}
 
 
@@ -99,22 +99,22 @@ def wait_deleted(aws: Aws, name: str) -> None:
     wait_until(lambda: _observe_deletion(aws, name), DELETE_MINUTES)
 
 
-def _observe_running(aws: Aws, name: str) -> tuple[str, bool]:
+def _observe_running(aws: Aws, name: str, workers: int | None = None) -> tuple[str, bool]:
+    """The cluster's state in a line, and whether it is in service with all nodes (`workers` of them)."""
     cluster = find_cluster(aws, name)
     if cluster is None:
         raise UserError(f"cluster {name}: gone while waiting for it; create it with: hyperpod.py create")
     status = cluster["ClusterStatus"]
-    if status in ("Failed", "RollingBack", "Deleting"):
-        reasons = "".join(f"\n  {line}" for line in failure_lines(aws, cluster))
-        remedy = "remove it with `hyperpod.py delete --keep_stack`, then create it again"
-        raise UserError(f"cluster {name}: {status}; correct the cause below, {remedy}{reasons}")
-    groups = cluster["InstanceGroups"]
-    counts = [(g["InstanceGroupName"], g["CurrentCount"], g.get("TargetCount", 0)) for g in groups]
-    shown = ", ".join(f"{group} {current}/{target}" for group, current, target in counts)
-    done = status == "InService" and all(current == target for _, current, target in counts)
-    if not done and (warnings := failure_lines(aws, cluster)):
-        shown += f"; latest trouble: {warnings[0]}"
-    return f"cluster {name}: {status}; nodes: {shown}", done
+    reasons = failure_lines(aws, cluster)
+    if status in _HOPELESS:
+        listed = "".join(f"\n  {line}" for line in reasons)
+        raise UserError(f"cluster {name}: {status}; correct the cause below, {_HOPELESS[status]}{listed}")
+    count = {g["InstanceGroupName"]: g["CurrentCount"] for g in cluster["InstanceGroups"]}
+    target = {g["InstanceGroupName"]: g["TargetCount"] for g in cluster["InstanceGroups"]}
+    done = status == "InService" and count == target and workers in (None, count.get("workers"))
+    nodes = ", ".join(f"{group} {count[group]}/{target[group]}" for group in count)
+    trouble = f"; latest trouble: {reasons[0]}" if reasons and not done else ""
+    return f"cluster {name}: {status}; nodes: {nodes}{trouble}", done
 
 
 def _observe_deletion(aws: Aws, name: str) -> tuple[str, bool]:
@@ -143,6 +143,6 @@ def _check_same_groups(cluster: dict[str, Any], request: dict[str, Any]) -> None
             "back, or remove the cluster with `hyperpod.py delete --keep_stack` and create it again"
         )
     wanted = {g["InstanceGroupName"]: g["InstanceCount"] for g in request["InstanceGroups"]}["workers"]
-    current = _group(cluster, "workers").get("TargetCount", wanted)
+    current = _group(cluster, "workers")["TargetCount"]
     if current != wanted:
         print(f"it has {current} workers, cluster.yaml asks for {wanted}: change it with hyperpod.py scale")

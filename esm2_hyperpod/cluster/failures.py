@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 from esm2_hyperpod.cluster.aws import Aws
 
 LATEST_EVENTS = 5
@@ -30,11 +32,13 @@ def cluster_id(cluster: dict[str, Any]) -> str:
 
 def _error_events(aws: Aws, name: str) -> list[str]:
     sagemaker = aws.client("sagemaker")
-    events = sagemaker.list_cluster_events(
-        ClusterName=name, SortBy="EventTime", SortOrder="Descending", MaxResults=100
-    )["Events"]
-    errors = [event for event in events if event.get("EventLevel") == "Error"]
-    return [_event_line(sagemaker, name, event) for event in errors[:LATEST_EVENTS]]
+    newest = {"SortBy": "EventTime", "SortOrder": "Descending", "MaxResults": 100}
+    try:
+        events = sagemaker.list_cluster_events(ClusterName=name, **newest)["Events"]
+        errors = [event for event in events if event.get("EventLevel") == "Error"]
+        return [_event_line(sagemaker, name, event) for event in errors[:LATEST_EVENTS]]
+    except ClientError as error:  # reasons are a help; the want of them must not end the wait
+        return [f"cannot read the cluster's events: {error.response['Error']['Code']}"]
 
 
 def _event_line(sagemaker: Any, name: str, event: dict[str, Any]) -> str:

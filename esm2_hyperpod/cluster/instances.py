@@ -5,11 +5,10 @@ without sparsity (A10G: 70, which is not the A10's 125). Which types HyperPod ac
 from the installed botocore.
 """
 
-import functools
 import re
 from dataclasses import dataclass
 
-import botocore.session
+from esm2_hyperpod.cluster.service import sagemaker_model
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,9 @@ GPUS = {
 }
 
 
-@functools.cache
-def accepted_types() -> tuple[str, ...]:
+def accepted_types() -> list[str]:
     """The instance types the installed botocore says HyperPod accepts."""
-    model = botocore.session.get_session().get_service_model("sagemaker")
-    return tuple(model.shape_for("ClusterInstanceType").enum)
+    return sagemaker_model().shape_for("ClusterInstanceType").enum
 
 
 def has_gpu(instance_type: str) -> bool:

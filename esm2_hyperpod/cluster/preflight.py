@@ -21,7 +21,9 @@ def preflight(aws: Aws, config: ClusterConfig) -> None:
             problems += question(aws, config, count)
         except ClientError as error:
             code = error.response["Error"]["Code"]
-            print(f"cannot check {question.__name__.strip('_').split('_')[0]}s: {error.operation_name}: {code}")
+            print(
+                f"cannot check {question.__name__.strip('_').split('_')[0]}s: {error.operation_name}: {code}"
+            )
     if problems:
         listed = "".join(f"\n  {line}" for line in problems)
         raise UserError(f"AWS would refuse this cluster; nothing was created{listed}")
@@ -52,7 +54,9 @@ def _zone_problems(aws: Aws, config: ClusterConfig, count: dict[str, int]) -> li
 
 
 def _quota_problems(aws: Aws, config: ClusterConfig, count: dict[str, int]) -> list[str]:
-    pages = aws.client("service-quotas").get_paginator("list_service_quotas").paginate(ServiceCode="sagemaker")
+    pages = (
+        aws.client("service-quotas").get_paginator("list_service_quotas").paginate(ServiceCode="sagemaker")
+    )
     quotas = {quota["QuotaName"]: quota for page in pages for quota in page["Quotas"]}
     problems = []
     for instance_type, wanted in count.items():

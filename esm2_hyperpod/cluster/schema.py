@@ -8,10 +8,10 @@ import difflib
 import re
 from typing import Any
 
-import botocore.session
 from botocore.model import Shape
 
 from esm2_hyperpod.cluster.problem import problem
+from esm2_hyperpod.cluster.service import sagemaker_model
 
 _PYTHON_TYPES = {
     "string": (str,),
@@ -28,9 +28,8 @@ _CATEGORIES = {r"\p{L}": r"\w", r"\p{N}": r"\d", r"\p{Z}": " "}
 
 def request_problems(operation: str, request: dict[str, Any]) -> list[str]:
     """One line for each place where `request` breaks the model of the SageMaker `operation`."""
-    service = botocore.session.get_session().get_service_model("sagemaker")
     problems: list[str] = []
-    _check(service.operation_model(operation).input_shape, request, "", problems)
+    _check(sagemaker_model().operation_model(operation).input_shape, request, "", problems)
     return problems
 
 

@@ -37,8 +37,8 @@ def outputs(stack: dict[str, Any]) -> StackOutputs:
     names = {field.name for field in dataclasses.fields(StackOutputs)}
     if missing := names - values.keys():
         raise UserError(
-            f"stack {stack['StackName']}: has no output {', '.join(sorted(missing))}, so it was not made from "
-            "network_and_storage.yaml; choose another name in cluster.yaml"
+            f"stack {stack['StackName']}: has no output {', '.join(sorted(missing))}, so it was made by "
+            "something else; choose another name in cluster.yaml"
         )
     return StackOutputs(**{name: values[name] for name in names})
 
@@ -61,6 +61,8 @@ def ensure_stack(aws: Aws, config: ClusterConfig, template: Path) -> StackOutput
     if stack is None:
         print(f"making stack {config.stack_name}: network, file system, role, bucket (about 15 minutes)")
         aws.client("cloudformation").create_stack(**_arguments(config, template))
+    else:
+        print(f"stack {config.stack_name} is there: {stack['StackStatus']}")
     changed = bool(stack) and _changed_permissions(config, stack)
     wait_until(lambda: _observe_creation(aws, config.stack_name), CREATE_MINUTES)
     if changed:

@@ -1,0 +1,89 @@
+"""A SageMaker HyperPod Slurm cluster from cluster.yaml: plan, create, status, connect, scale, delete.
+
+python cluster_setup/hyperpod.py plan       # check everything and sum the cost; touches no AWS
+python cluster_setup/hyperpod.py create     # make it, or go on where it was interrupted
+python cluster_setup/hyperpod.py delete     # list what still bills, and remove it
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+# The project is not installed; this file runs before anything is.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+try:
+    from esm2_hyperpod.cluster import commands
+    from esm2_hyperpod.cluster.aws import Aws, readable_errors
+    from esm2_hyperpod.cluster.checks import checked_config
+    from esm2_hyperpod.cluster.shell import open_session, session_command
+    from esm2_hyperpod.errors import run_script
+except ModuleNotFoundError as error:
+    remedy = "python -m pip install -r cluster_setup/requirements.txt"
+    sys.exit(f"hyperpod.py: error: {error.name} is not installed; install it with: {remedy}")
+
+HERE = Path(__file__).resolve().parent
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    subcommands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, summary: str, changes: bool = False) -> argparse.ArgumentParser:
+        command = subcommands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        command.add_argument(
+            "--config", type=Path, default=HERE / "cluster.yaml", help="default: %(default)s"
+        )
+        if name != "plan":
+            command.add_argument("--endpoint_url", help="another address than AWS's own, for tests")
+        if changes:
+            command.add_argument(
+                "--dry_run", action="store_true", help="say what would be done, change nothing"
+            )
+        return command
+
+    plan = add("plan", "check cluster.yaml and print what will exist and what will bill, without AWS")
+    plan.add_argument("--json", action="store_true", help="print the CreateCluster request instead")
+    create = add("create", "make network, storage and cluster, or go on where it was interrupted", True)
+    for command in (plan, create):
+        command.add_argument("--prices", type=Path, default=HERE / "prices.yaml", help="default: %(default)s")
+    add("status", "print the cluster's state, its nodes, and why any failed")
+    connect = add("connect", "open a shell on the login node, else on the controller", True)
+    connect.add_argument("--node", help="an instance id or a group (controller, login, workers) instead")
+    scaling = add("scale", "change the number of workers", True)
+    scaling.add_argument("--count", type=int, required=True, help="workers wanted")
+    delete = add("delete", "list what still bills and remove it, data included", True)
+    delete.add_argument("--keep_stack", action="store_true", help="remove the nodes, keep network and data")
+    for command in (create, delete):
+        command.add_argument("--yes", action="store_true", help="do not ask")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    config = checked_config(arguments.config)
+    if arguments.command == "plan":
+        commands.plan(arguments, config)
+        return
+    aws = Aws(config.region, arguments.endpoint_url)
+    with readable_errors():
+        if arguments.command == "create":
+            commands.create(arguments, config, aws, HERE / "network_and_storage.yaml")
+        elif arguments.command == "status":
+            commands.status(config, aws)
+        elif arguments.command == "scale":
+            commands.scale(arguments, config, aws)
+        elif arguments.command == "delete":
+            commands.delete(arguments, config, aws)
+        else:
+            command = session_command(aws, config.name, arguments.node)
+            if arguments.dry_run:
+                print(" ".join(command))
+            else:
+                open_session(command)
+
+
+if __name__ == "__main__":
+    run_script(main)

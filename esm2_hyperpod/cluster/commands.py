@@ -1,0 +1,130 @@
+"""The commands that print, ask and act: plan, create, status, delete."""
+
+import dataclasses
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from esm2_hyperpod.cluster import instances
+from esm2_hyperpod.cluster.aws import Aws
+from esm2_hyperpod.cluster.billing import cost_table, load_prices
+from esm2_hyperpod.cluster.checks import checked_request
+from esm2_hyperpod.cluster.cluster import change_workers, ensure_cluster, find_cluster, list_nodes
+from esm2_hyperpod.cluster.config import ClusterConfig
+from esm2_hyperpod.cluster.failures import failure_lines
+from esm2_hyperpod.cluster.lifecycle import upload_script
+from esm2_hyperpod.cluster.preflight import instance_counts, preflight
+from esm2_hyperpod.cluster.removal import remove, take_inventory
+from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
+from esm2_hyperpod.cluster.rules import config_problems
+from esm2_hyperpod.cluster.stack import ensure_stack, find_stack
+from esm2_hyperpod.errors import UserError
+
+
+def plan(arguments: Namespace, config: ClusterConfig) -> None:
+    """Print what will exist, what will bill, and what AWS alone can tell."""
+    if arguments.json:
+        print(json.dumps(create_cluster_request(config, example_outputs(config)), indent=2))
+        return
+    print(f"{arguments.config}: valid\n\ncluster {config.name} in {config.availability_zone} will have")
+    print(f"  controller: 1 x {config.controller.instance_type}")
+    if config.login:
+        print(f"  login: 1 x {config.login.instance_type}")
+    workers = config.workers
+    each = f", each with {instances.describe(workers.instance_type)}"
+    print(f"  workers: {workers.count} x {workers.instance_type}{each}")
+    print(f"  /fsx: FSx for Lustre, {config.fsx.size_gb} GB, {config.fsx.throughput} MB/s for each TiB")
+    print(f"  stack {config.stack_name}: the file system, a VPC, NAT gateway, role, bucket")
+    if workers.count > 1 and instances.efa_devices(workers.instance_type) == 0:
+        print(
+            f"note: {workers.instance_type} has no EFA: {workers.count} nodes will exchange gradients slowly"
+        )
+    print("\nUSD an hour, on top of which traffic, requests and logs bill by use")
+    print("\n".join(cost_table(config, load_prices(arguments.prices, config.region))))
+    print("\n`create` asks AWS for these first; a new account often has quotas of 0")
+    for instance_type, count in instance_counts(config).items():
+        print(f"  quota '{instances.quota_name(instance_type)}' of {count} or more")
+    print(f"  {', '.join(instance_counts(config))} on offer in {config.availability_zone}")
+
+
+def create(arguments: Namespace, config: ClusterConfig, aws: Aws, template: Path) -> None:
+    """Stack, set-up script, cluster: each made only where it is not there yet."""
+    cluster, stack = find_cluster(aws, config.name), find_stack(aws, config.stack_name)
+    if cluster is None:
+        preflight(aws, config)
+    print("USD an hour")
+    print("\n".join(cost_table(config, load_prices(arguments.prices, config.region))))
+    if arguments.dry_run:
+        for name, there in ((f"stack {config.stack_name}", stack), (f"cluster {config.name}", cluster)):
+            print(f"{name}: {'is there, would be kept' if there else 'would be made'}")
+        return
+    if not (cluster and stack):
+        confirm(f"This makes cluster {config.name} in {config.region}, which bills until deleted.", arguments)
+    made = ensure_stack(aws, config, template)
+    upload_script(aws, config, made.LifecycleBucket)
+    ensure_cluster(aws, checked_request(config, made))
+    print("ready; open a shell with: python cluster_setup/hyperpod.py connect")
+
+
+def status(config: ClusterConfig, aws: Aws) -> None:
+    """The cluster, its nodes, what went wrong, and what bills."""
+    cluster = find_cluster(aws, config.name)
+    if cluster is None:
+        print(f"cluster {config.name} in {config.region}: does not exist")
+    else:
+        print(f"cluster {config.name} in {config.region}: {cluster['ClusterStatus']}")
+        for group in cluster["InstanceGroups"]:
+            count = f"{group['CurrentCount']} of {group['TargetCount']} nodes"
+            print(f"  {group['InstanceGroupName']}: {count}, {group['InstanceType']}")
+        for node in list_nodes(aws, config.name):
+            state = node["InstanceStatus"]["Status"]
+            print(f"  {node['InstanceId']}  {node['InstanceGroupName']:<10}  {state}")
+        for line in failure_lines(aws, cluster):
+            print(f"  trouble: {line}")
+    lines = take_inventory(aws, config).lines()
+    print("bills now:" if lines else "nothing bills")
+    print("".join(f"  {line}\n" for line in lines), end="")
+
+
+def scale(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
+    """Change the number of workers, once the rules and AWS's quota allow it."""
+    wanted = dataclasses.replace(config, workers=dataclasses.replace(config.workers, count=arguments.count))
+    if problems := config_problems(wanted):
+        raise UserError("; ".join(problems))
+    preflight(aws, wanted)
+    change_workers(aws, config.name, arguments.count, arguments.dry_run)
+    if arguments.count != config.workers.count:
+        print(f"write workers.count: {arguments.count} into {arguments.config} as well")
+
+
+def delete(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
+    """List what bills, remove it, and list what is left."""
+    found = take_inventory(aws, config)
+    if not found.lines():
+        print(f"nothing of cluster {config.name} exists in {config.region}; nothing bills")
+        return
+    print("bills now:")
+    print("".join(f"  {line}\n" for line in found.lines()), end="")
+    what = (
+        "the nodes and all on their disks" if arguments.keep_stack else "all of it, the data on /fsx included"
+    )
+    if arguments.dry_run:
+        print(f"would remove {what}")
+        return
+    confirm(f"This removes {what}, for good.", arguments)
+    left = remove(aws, config, found, arguments.keep_stack).lines()
+    print("still bills:" if left else "all removed; nothing bills")
+    print("".join(f"  {line}\n" for line in left), end="")
+    if any(line.startswith("backup") for line in left):
+        print("backups are yours to keep; remove one with: aws fsx delete-backup --backup-id ID")
+
+
+def confirm(warning: str, arguments: Namespace) -> None:
+    """Go on only where the user says so; without a terminal to ask on, only with --yes."""
+    if arguments.yes:
+        return
+    if not sys.stdin.isatty():
+        raise UserError(f"{warning} There is no terminal to ask on; add --yes to go on")
+    if input(f"{warning} Type yes to go on: ").strip().lower() != "yes":
+        raise UserError("stopped; nothing was changed")

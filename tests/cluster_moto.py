@@ -1,0 +1,117 @@
+"""moto's AWS server on loopback, with what it lacks and a HyperPod cluster needs.
+
+moto has no FSx file system in CloudFormation, no ListServiceQuotas, and no default for ThreadsPerCore;
+all three are added here, the first on top of moto's own FSx, the second as a table the tests set.
+"""
+
+import json
+
+import boto3
+from moto.core.common_models import CloudFormationModel
+from moto.fsx.models import FileSystem, FSxBackend, fsx_backends
+from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+from moto.sagemaker.models import SageMakerModelBackend
+from moto.servicequotas.responses import ServiceQuotasResponse
+
+REGION = "us-west-2"
+QUOTAS: dict[str, float] = {}
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_CONFIG_FILE": "/dev/null",
+    "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    # Whatever would leave this machine goes to a closed port instead.
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "NO_PROXY": "127.0.0.1",
+}
+
+
+class StackFileSystem(FileSystem, CloudFormationModel):
+    """moto's FSx file system as the resource AWS::FSx::FileSystem of a stack."""
+
+    __module__ = "moto.fsx.models"  # moto files its models by the service in their module's name
+
+    @staticmethod
+    def cloudformation_name_type():
+        return ""
+
+    @staticmethod
+    def cloudformation_type():
+        return "AWS::FSx::FileSystem"
+
+    @classmethod
+    def has_cfn_attr(cls, attr):
+        return attr in ("DNSName", "LustreMountName")
+
+    def get_cfn_attribute(self, name):
+        return {"DNSName": self.dns_name, "LustreMountName": "abcdefgh"}[name]
+
+    @property
+    def physical_resource_id(self):
+        return self.file_system_id
+
+    @classmethod
+    def create_from_cloudformation_json(
+        cls, resource_name, cloudformation_json, account_id, region, **kwargs
+    ):
+        given = cloudformation_json["Properties"]
+        backend = fsx_backends[account_id][region]
+        made = cls(
+            account_id=account_id,
+            region_name=region,
+            file_system_type=given["FileSystemType"],
+            storage_capacity=given["StorageCapacity"],
+            storage_type=given["StorageType"],
+            subnet_ids=given["SubnetIds"],
+            security_group_ids=given["SecurityGroupIds"],
+            tags=given["Tags"],
+            kms_key_id=None,
+            windows_configuration=None,
+            lustre_configuration=given["LustreConfiguration"],
+            ontap_configuration=None,
+            open_zfs_configuration=None,
+            backend=backend,
+        )
+        backend.file_systems[made.file_system_id] = made
+        return made
+
+    def delete(self, account_id, region):
+        del fsx_backends[account_id][region].file_systems[self.file_system_id]
+
+
+def _list_service_quotas(self):
+    quotas = [{"QuotaName": name, "QuotaCode": "L-1", "Value": value} for name, value in QUOTAS.items()]
+    return json.dumps({"Quotas": quotas})
+
+
+def _file_system_backups(self, backup_ids, filters=None, max_results=None, next_token=None):
+    """moto answers with the backups of all file systems, whatever the filter."""
+    (wanted,) = (f["Values"] for f in filters if f["Name"] == "file-system-id")
+    return [backup for backup in self.backups.values() if backup.file_system_id in wanted], None
+
+
+def _create_cluster(self, cluster_name, instance_groups, vpc_config, tags):
+    groups = [{"ThreadsPerCore": 2} | group for group in instance_groups]
+    return moto_create_cluster(self, cluster_name, groups, vpc_config, tags)
+
+
+moto_create_cluster = SageMakerModelBackend.create_cluster
+
+
+def start_server() -> tuple[ThreadedMotoServer, str]:
+    """A running server and its address."""
+    ServiceQuotasResponse.list_service_quotas = _list_service_quotas
+    FSxBackend.describe_backups = _file_system_backups
+    SageMakerModelBackend.create_cluster = _create_cluster
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    return server, f"http://{host}:{port}"
+
+
+def client(service: str, address: str):
+    """A client of the server, for looking at what the command did."""
+    session = boto3.Session("testing", "testing", region_name=REGION)
+    return session.client(service, endpoint_url=address)
