@@ -1,0 +1,261 @@
+#!/usr/bin/env python3
+"""Step 0: a protein FASTA from the web, S3 or a file (or a synthetic one) -> csv/x000.csv, x001.csv, ...
+
+    python 0.download_data.py                                     # UniRef50 to $FSX_DIR/csv, 50 partitions
+    python 0.download_data.py --max_records 100000                # a first look
+    python 0.download_data.py --source my.fasta.gz --output_dir csv
+    python 0.download_data.py --source synthetic --max_records 20000 --output_dir csv
+
+One streaming pass: bytes are decompressed, parsed and dealt to all partitions as they arrive. Every
+partition is an unbiased sample of the whole. `csv/manifest.json` is written last. A killed run is simply
+started again; with --keep_fasta it goes on from the bytes it has.
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from esm2_hyperpod import sources, synthetic
+from esm2_hyperpod.artifacts import (
+    MANIFEST,
+    check_same_options,
+    only_writer,
+    package_versions,
+    read_manifest,
+    write_json_atomically,
+)
+from esm2_hyperpod.csv_partitions import (
+    MAX_PARTITIONS,
+    content_digest,
+    remove_partitions,
+    spool,
+    unspool,
+    write_partitions,
+)
+from esm2_hyperpod.errors import UserError, run_script
+from esm2_hyperpod.fasta import Records, read_records
+from esm2_hyperpod.prefetch import prefetch
+from esm2_hyperpod.progress import byte_bar
+
+SYNTHETIC_RECORDS = 20_000
+LOCALIZATION = "localization.csv"
+GZIP_RATIO = 2.2  # a protein FASTA shrinks to half at best; its CSV is never larger than the FASTA
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    folder = arguments.output_dir
+    with only_writer(folder):
+        if (folder / MANIFEST).is_file() and not arguments.overwrite:
+            report_finished(arguments)
+        else:
+            make_partitions(arguments)
+        if arguments.plot:
+            from esm2_hyperpod.plots import plot_partition
+
+            print(f"picture: {plot_partition(folder)}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0],
+        allow_abbrev=False,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    fsx = os.environ.get("FSX_DIR", f"/fsx/{os.environ.get('USER', 'ubuntu')}")
+    parser.add_argument("--output_dir", type=Path, default=Path(fsx) / "csv", help="default: %(default)s")
+    parser.add_argument(
+        "--source",
+        default=sources.UNIREF50,
+        help="https://, http://, s3://, a path (.fasta or .fasta.gz), or 'synthetic'; default: UniProt's UniRef50",
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--num_partitions", type=positive, help=f"default: 50, at most {MAX_PARTITIONS}")
+    size.add_argument("--max_records_per_partition", type=positive, help="as many partitions as that takes")
+    parser.add_argument("--max_records", type=positive, help="stop after the first so many records")
+    parser.add_argument("--seed", type=int, default=42, help="deals records to partitions; default: 42")
+    parser.add_argument("--checksum", type=checksum, help="md5:HEX or sha256:HEX of the source as it is sent")
+    parser.add_argument(
+        "--keep_fasta", action="store_true", help="keep the downloaded file in the output folder"
+    )
+    parser.add_argument("--plot", action="store_true", help="draw lengths and residue frequencies")
+    parser.add_argument("--overwrite", action="store_true", help="start over, replacing what is there")
+    arguments = parser.parse_args()
+    if arguments.num_partitions is None and arguments.max_records_per_partition is None:
+        arguments.num_partitions = 50
+    if (arguments.num_partitions or 0) > MAX_PARTITIONS:
+        parser.error(f"--num_partitions: at most {MAX_PARTITIONS}")
+    if arguments.source == sources.SYNTHETIC and arguments.max_records is None:
+        arguments.max_records = SYNTHETIC_RECORDS
+    return arguments
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def checksum(text: str) -> str:
+    kind, _, digest = text.lower().partition(":")
+    digits = {"md5": 32, "sha256": 64}.get(kind)
+    if digits != len(digest) or set(digest) - set("0123456789abcdef"):
+        raise argparse.ArgumentTypeError("takes md5: and 32, or sha256: and 64, hexadecimal digits")
+    return f"{kind}:{digest}"
+
+
+def options_of(arguments: argparse.Namespace) -> dict:
+    """What the output depends on."""
+    names = ("source", "num_partitions", "max_records_per_partition", "max_records", "seed", "checksum")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def command(arguments: argparse.Namespace, *more: str) -> str:
+    return " ".join(["python 0.download_data.py --output_dir", str(arguments.output_dir), *more])
+
+
+def report_finished(arguments: argparse.Namespace) -> None:
+    folder = arguments.output_dir
+    start_over = command(arguments, "--overwrite")
+    manifest = read_manifest(folder, start_over)
+    check_same_options(
+        folder, manifest["options"], options_of(arguments), f"{start_over} (and this run's flags)"
+    )
+    print(
+        f"{folder}: already made, {manifest['records']:,} records in {len(manifest['files'])} partitions"
+        + (" (synthetic)" if manifest["synthetic"] else "")
+    )
+
+
+def make_partitions(arguments: argparse.Namespace) -> None:
+    began, folder, limit = time.monotonic(), arguments.output_dir, arguments.max_records
+    is_synthetic = arguments.source == sources.SYNTHETIC
+    labels = folder / f".{LOCALIZATION}.tmp"
+    (folder / MANIFEST).unlink(missing_ok=True)
+    remove_partitions(folder)
+    totals = {"records": 0, "residues": 0, "longest": 0}
+
+    with contextlib.ExitStack() as stack:
+        if is_synthetic:
+            print(
+                "The data are SYNTHETIC: families, repeats and sorting signals made by a program.", flush=True
+            )
+            labelled = stack.enter_context(open(labels, "w", encoding="ascii"))
+            chunks = synthetic.fasta_chunks(limit, arguments.seed, labelled)
+            source = sources.Source("synthetic proteins", None, chunks)
+        else:
+            source = open_source(arguments)
+            check_free_space(source, folder, limit)
+        bar = stack.enter_context(byte_bar(None if limit else source.size, "FASTA"))
+        plain = prefetch(sources.decompressed(prefetch(counted(source.chunks, bar)), source.name))
+        stack.callback(plain.close)
+        rows = tallied(first_records(read_records(plain, source.name), limit), totals)
+        count = arguments.num_partitions
+        if count is None:
+            spooled = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+            count = partitions_for(spool(rows, spooled), arguments.max_records_per_partition)
+            spooled.seek(0)
+            rows = unspool(spooled)
+        files = write_partitions(rows, folder, count, arguments.seed)
+    if is_synthetic:
+        labels.replace(folder / LOCALIZATION)
+
+    write_json_atomically(
+        folder / MANIFEST,
+        {
+            "options": options_of(arguments),
+            "synthetic": is_synthetic,
+            **totals,
+            "files": files,
+            "content_digest": content_digest(files),
+            "versions": package_versions("numpy", "pyarrow", "isal"),
+        },
+    )
+    seconds = time.monotonic() - began
+    print(
+        f"{folder}: {totals['records']:,} records in {count} partitions, {totals['residues']:,} residues, "
+        f"mean length {totals['residues'] / totals['records']:.1f}, longest {totals['longest']:,}; "
+        f"{seconds:.1f} s, {totals['records'] / seconds:,.0f} records/s"
+        + (" (synthetic)" if is_synthetic else "")
+    )
+
+
+def open_source(arguments: argparse.Namespace) -> sources.Source:
+    if not sources.is_remote(arguments.source):
+        source, expected = sources.open_file(arguments.source), arguments.checksum
+    else:
+        source = sources.open_remote(arguments.source, arguments.output_dir if arguments.keep_fasta else None)
+        expected = arguments.checksum or sources.published_checksum(arguments.source)
+    if expected and arguments.max_records:
+        print(
+            f"--max_records stops before the end of the source, so its {expected[:6].split(':')[0]} is not checked"
+        )
+    elif expected:
+        source.chunks = sources.checked(source.chunks, expected, source.name)
+    return source
+
+
+def check_free_space(source: sources.Source, folder: Path, limit: int | None) -> None:
+    """Refuse before starting what cannot end well."""
+    if source.size is None:
+        return
+    needed = int(source.size * (GZIP_RATIO if source.compressed else 1))
+    if limit:
+        needed = min(needed, limit * 1000)
+    free = shutil.disk_usage(folder).free
+    print(
+        f"{source.name}: {source.size / 1e9:.2f} GB; the CSV takes up to {needed / 1e9:.2f} GB of {free / 1e9:.1f} GB free"
+    )
+    if needed > free:
+        raise UserError(
+            f"{folder}: needs about {needed / 1e9:.2f} GB and has {free / 1e9:.2f} GB free; "
+            "free some space, choose another --output_dir, or take less with --max_records"
+        )
+
+
+def counted(chunks: Iterator[bytes], bar) -> Iterator[bytes]:
+    for chunk in chunks:
+        bar.update(len(chunk))
+        yield chunk
+
+
+def first_records(batches: Iterator[Records], limit: int | None) -> Iterator[Records]:
+    """The batches up to `limit` records in all."""
+    for batch in batches:
+        if limit is not None:
+            batch = batch.head(limit)
+            limit -= len(batch)
+        yield batch
+        if limit == 0:
+            return
+
+
+def tallied(batches: Iterator[Records], totals: dict[str, int]) -> Iterator[pa.Array]:
+    """The rows of the batches; `totals` holds their sums once they have passed."""
+    for batch in batches:
+        totals["records"] += len(batch)
+        totals["residues"] += int(batch.lengths.sum())
+        totals["longest"] = max(totals["longest"], int(batch.lengths.max()))
+        yield batch.rows
+
+
+def partitions_for(records: int, each: int) -> int:
+    count = -(-records // each)
+    if count > MAX_PARTITIONS:
+        raise UserError(
+            f"--max_records_per_partition {each} makes {count:,} partitions of {records:,} records, more than "
+            f"{MAX_PARTITIONS}; take {-(-records // MAX_PARTITIONS):,} or more"
+        )
+    return count
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,256 @@
+#!/usr/bin/env python3
+"""Step 1: csv/ of step 0 -> processed/arrow/{train,validation,test}, token ids that training reads in place.
+
+    python 1.tokenize_uniref_csv.py                               # $FSX_DIR/csv -> $FSX_DIR/processed/arrow
+    python 1.tokenize_uniref_csv.py --input_dir csv --output_dir processed/arrow --validation_size 1000
+
+Columns: `id` and `input_ids` (uint8: <cls>, residues, <eos>; no padding). Read them with
+`datasets.load_from_disk`. A killed run is simply started again: finished partitions are kept.
+"""
+
+import argparse
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+
+from esm2_hyperpod.arrow_dataset import describe_dataset
+from esm2_hyperpod.artifacts import (
+    MANIFEST,
+    check_same_options,
+    only_writer,
+    package_versions,
+    read_manifest,
+    write_json_atomically,
+)
+from esm2_hyperpod.csv_partitions import content_digest
+from esm2_hyperpod.errors import UserError, run_script
+from esm2_hyperpod.partition_tasks import LENGTH_BINS, NOTES, Task, run_all
+from esm2_hyperpod.progress import byte_bar
+from esm2_hyperpod.splits import SPLITS, resolve
+from esm2_hyperpod.tokenization import LONG_SEQUENCES, Cleaning, changed_residues, token_counts
+
+PARTITION_BYTES_WORTH_A_PROCESS = 32 << 20
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    source = read_manifest(
+        arguments.input_dir, f"python 0.download_data.py --output_dir {arguments.input_dir}"
+    )
+    with only_writer(arguments.output_dir):
+        if arguments.overwrite:
+            remove_output(arguments.output_dir)
+        if (arguments.output_dir / MANIFEST).is_file():
+            report_finished(arguments, source)
+        else:
+            tokenize(arguments, source)
+        if arguments.plot:
+            from esm2_hyperpod.plots import plot_dataset
+
+            print(f"picture: {plot_dataset(arguments.output_dir)}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0],
+        allow_abbrev=False,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    fsx = Path(os.environ.get("FSX_DIR", f"/fsx/{os.environ.get('USER', 'ubuntu')}"))
+    parser.add_argument("--input_dir", type=Path, default=fsx / "csv", help="default: %(default)s")
+    parser.add_argument(
+        "--output_dir", type=Path, default=fsx / "processed" / "arrow", help="default: %(default)s"
+    )
+    sizes = "records (500) or a fraction of them (0.05); default: "
+    parser.add_argument("--train_size", type=size, help=f"{sizes}all the rest")
+    parser.add_argument("--validation_size", type=size, help=f"{sizes}50000, but 5%% at most")
+    parser.add_argument("--test_size", type=size, help=f"{sizes}50000, but 5%% at most")
+    parser.add_argument("--seed", type=int, default=42, help="draws the splits; default: 42")
+    parser.add_argument(
+        "--long_sequences",
+        choices=LONG_SEQUENCES,
+        default="keep",
+        help="keep them whole (training crops at random), truncate, or cut into balanced chunks; default: keep",
+    )
+    parser.add_argument(
+        "--max_length", type=tokens, default=1024, help="tokens, <cls> and <eos> included; default: 1024"
+    )
+    parser.add_argument(
+        "--min_length", type=positive, default=1, help="residues; shorter records are left out"
+    )
+    parser.add_argument(
+        "--num_proc", type=positive, default=len(os.sched_getaffinity(0)), help="default: all cores"
+    )
+    parser.add_argument("--plot", action="store_true", help="draw lengths and residue frequencies")
+    parser.add_argument("--overwrite", action="store_true", help="start over, replacing what is there")
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def tokens(text: str) -> int:
+    value = int(text)
+    if value < 4:
+        raise argparse.ArgumentTypeError("must be 4 or more: <cls>, <eos> and some residues")
+    return value
+
+
+def size(text: str) -> int | float:
+    value = float(text) if "." in text else int(text)
+    if value < 0 or (isinstance(value, float) and value >= 1):
+        raise argparse.ArgumentTypeError("takes a count such as 500, or a fraction such as 0.05")
+    return value
+
+
+def command(arguments: argparse.Namespace, *more: str) -> str:
+    return " ".join(
+        ["python 1.tokenize_uniref_csv.py --input_dir", str(arguments.input_dir), "--output_dir",
+         str(arguments.output_dir), *more]
+    )  # fmt: skip
+
+
+def options_of(arguments: argparse.Namespace, source: dict) -> dict:
+    """What the output depends on."""
+    names = (
+        "train_size",
+        "validation_size",
+        "test_size",
+        "seed",
+        "long_sequences",
+        "max_length",
+        "min_length",
+    )
+    return {
+        "input_content_digest": source["content_digest"],
+        **{name: getattr(arguments, name) for name in names},
+    }
+
+
+def report_finished(arguments: argparse.Namespace, source: dict) -> None:
+    folder = arguments.output_dir
+    start_over = command(arguments, "--overwrite")
+    manifest = read_manifest(folder, start_over)
+    asked = options_of(arguments, source)
+    check_same_options(folder, manifest["options"], asked, f"{start_over} (and this run's flags)")
+    shutil.rmtree(folder / NOTES, ignore_errors=True)
+    counts = ", ".join(f"{split['records']:,} {name}" for name, split in manifest["splits"].items())
+    print(f"{folder}: already made, {counts}" + (" (synthetic)" if manifest["synthetic"] else ""))
+
+
+def remove_output(folder: Path) -> None:
+    """Delete what an earlier run made, the manifest first so that no moment shows a broken whole."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / "dataset_dict.json").unlink(missing_ok=True)
+    for name in (*SPLITS, NOTES):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def tokenize(arguments: argparse.Namespace, source: dict) -> None:
+    began, folder = time.monotonic(), arguments.output_dir
+    fractions, note = resolve(
+        source["records"], arguments.train_size, arguments.validation_size, arguments.test_size
+    )
+    if note:
+        print(note)
+    cleaning = Cleaning(arguments.long_sequences, arguments.max_length, arguments.min_length)
+    tasks = [
+        Task(
+            csv=arguments.input_dir / file["name"],
+            csv_sha256=file["sha256"],
+            output=folder,
+            index=index,
+            count=len(source["files"]),
+            longest=source["longest"],
+            fractions=fractions,
+            seed=arguments.seed,
+            cleaning=cleaning,
+        )
+        for index, file in enumerate(source["files"])
+    ]
+    for name in (*fractions.asked_for(), NOTES):
+        (folder / name).mkdir(exist_ok=True)
+    total = sum(file["bytes"] for file in source["files"])
+    processes = max(1, min(arguments.num_proc, len(tasks), total // PARTITION_BYTES_WORTH_A_PROCESS))
+    notes: list[dict] = [{}] * len(tasks)
+    with byte_bar(total, "CSV") as bar:
+        for index, done in run_all(tasks, processes):
+            notes[index] = done
+            bar.update(source["files"][index]["bytes"])
+
+    shards = {
+        split: [done["shards"][split] for done in notes if split in done["shards"]]
+        for split in fractions.asked_for()
+    }
+    for split, files in shards.items():
+        if not files:
+            raise UserError(
+                f"{folder}: the {split} split came out empty of {source['records']:,} records; "
+                f"ask for more, for example --{split}_size 0.1, or use more data"
+            )
+    describe_dataset(folder, shards)
+    manifest = summary(arguments, source, fractions.described(), notes, shards)
+    write_json_atomically(folder / MANIFEST, manifest)
+    shutil.rmtree(folder / NOTES)
+    report(manifest, folder, time.monotonic() - began)
+
+
+def summary(
+    arguments, source: dict, fractions: dict, notes: list[dict], shards: dict[str, list[dict]]
+) -> dict:
+    """The manifest."""
+    seen = {split: np.sum([note["bytes_seen"][split] for note in notes], axis=0) for split in shards}
+    splits = {}
+    for split, files in shards.items():
+        splits[split] = {
+            "records": sum(file["records"] for file in files),
+            "proteins": sum(note["proteins"][split] for note in notes),
+            "residues": int(seen[split].sum()),
+            "tokens": sum(file["tokens"] for file in files),
+            "bytes": sum(file["bytes"] for file in files),
+            "files": files,
+        }
+    lengths = np.zeros(max(len(note["lengths_seen"]) for note in notes), dtype=np.int64)
+    for note in notes:
+        lengths[: len(note["lengths_seen"])] += np.array(note["lengths_seen"], dtype=np.int64)
+    return {
+        "options": options_of(arguments, source),
+        "synthetic": source["synthetic"],
+        "fractions": fractions,
+        "longest": max(note["longest"] for note in notes),
+        "too_short_left_out": sum(note["too_short"] for note in notes),
+        "in_no_split": sum(note["unassigned"] for note in notes),
+        "changed_residues": changed_residues(sum(seen.values()), sum(note["end_stops"] for note in notes)),
+        "token_counts": {split: token_counts(counts) for split, counts in seen.items()},
+        "length_histogram": {"residues_per_bin": LENGTH_BINS, "records": lengths.tolist()},
+        "splits": splits,
+        "content_digest": content_digest([file for files in shards.values() for file in files]),
+        "versions": package_versions("numpy", "pyarrow"),
+    }
+
+
+def report(manifest: dict, folder: Path, seconds: float) -> None:
+    changed = {kind: count for kind, count in manifest["changed_residues"].items() if count}
+    if changed:
+        print("changed residues: " + ", ".join(f"{count:,} {kind}" for kind, count in changed.items()))
+    if manifest["too_short_left_out"]:
+        print(f"{manifest['too_short_left_out']:,} records were too short and left out")
+    counts = ", ".join(f"{split['records']:,} {name}" for name, split in manifest["splits"].items())
+    proteins = sum(split["proteins"] for split in manifest["splits"].values())
+    residues = sum(split["residues"] for split in manifest["splits"].values())
+    print(
+        f"{folder}: {counts}; {residues:,} residues, mean length {residues / max(proteins, 1):.1f}, "
+        f"longest {manifest['longest']:,}; {seconds:.1f} s, {proteins / seconds:,.0f} records/s"
+        + (" (synthetic)" if manifest["synthetic"] else "")
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

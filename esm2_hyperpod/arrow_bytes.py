@@ -1,0 +1,26 @@
+"""The two buffers of an Arrow binary or string array, as numpy sees them."""
+
+import numpy as np
+import pyarrow as pa
+
+
+def offsets_of(array: pa.Array) -> np.ndarray:
+    """int32[n + 1]: where each value starts in the data buffer, and where the last one ends."""
+    if not len(array):
+        return np.zeros(1, dtype=np.int32)
+    return np.frombuffer(array.buffers()[1], dtype=np.int32)[array.offset : array.offset + len(array) + 1]
+
+
+def values_of(array: pa.Array) -> np.ndarray:
+    """uint8: the bytes of all values, one after the other."""
+    offsets = offsets_of(array)
+    if offsets[0] == offsets[-1]:
+        return np.zeros(0, dtype=np.uint8)
+    return np.frombuffer(array.buffers()[2], dtype=np.uint8)[offsets[0] : offsets[-1]]
+
+
+def binary_array(values: object, offsets: np.ndarray) -> pa.Array:
+    """Arrow binary[n] over a buffer and int32[n + 1] offsets, without a copy."""
+    return pa.Array.from_buffers(
+        pa.binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(values)]
+    )
