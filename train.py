@@ -10,10 +10,11 @@ The same command again goes on from the newest whole checkpoint. Exit code 75: s
 
 from pathlib import Path
 
-from transformers import EarlyStoppingCallback, HfArgumentParser, set_seed
+from transformers import EarlyStoppingCallback, set_seed
 
 from esm2_hyperpod import run_report
 from esm2_hyperpod.artifacts import check_same_options, only_writer, package_versions, read_manifest
+from esm2_hyperpod.command_line import parse
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.final_model import FINAL_MODEL, save_final_model
 from esm2_hyperpod.pretraining import PretrainingTrainer, build_model, lay_out
@@ -27,7 +28,7 @@ from esm2_hyperpod.validation import residue_frequency_entropy
 
 def main() -> int | None:
     enable_fsdp_on_cpu()
-    (args,) = HfArgumentParser(PretrainingArguments).parse_args_into_dataclasses()
+    (args,) = parse(PretrainingArguments)
     if args.n_gpu > 1:
         raise UserError(
             f"{args.n_gpu} GPUs but one process: bash 2.train_ddp.sh uses all, CUDA_VISIBLE_DEVICES=0 one"

@@ -1,5 +1,6 @@
 """From sequence indices to the tensors of one micro-batch: crop, mask, and lay out or pad."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,6 @@ import torch
 
 from esm2_hyperpod.alphabet import CLS, EOS, PAD
 from esm2_hyperpod.masking import IGNORED, REPLACEMENTS, crop_starts, mask_tokens
-from esm2_hyperpod.sequence_store import SequenceStore
 from esm2_hyperpod.throughput import Counts
 
 
@@ -19,12 +19,14 @@ class BatchMaker:
     makes the same micro-batch.
 
     Attributes:
+        store: token ids of each sequence, uint8.
+        lengths: number of tokens of each sequence, int32.
         tokens: size of a pack.
         sequences_per_pack: upper bound, so that `cu_seqlens` always has one shape.
         longest: tokens after which a sequence is cropped at random.
     """
 
-    store: SequenceStore
+    store: Sequence[np.ndarray]
     lengths: np.ndarray
     tokens: int
     longest: int

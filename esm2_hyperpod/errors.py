@@ -1,7 +1,9 @@
 """How a script fails: one line that says what, where, why and which command helps."""
 
 import errno
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +26,9 @@ def run_script(main: Callable[[], int | None]) -> None:
         sys.exit(130)
     except OSError as error:
         message = describe_os_error(error)
+    if os.environ.get("RANK", "0") != "0":
+        # Rank 0 mostly fails of the same, and the launcher then ends this rank before it repeats it.
+        time.sleep(2)
     sys.stdout.flush()
     sys.exit(f"{Path(sys.argv[0]).name}: error: {message}")
 

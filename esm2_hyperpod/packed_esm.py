@@ -1,5 +1,7 @@
 """Hugging Face's ESM for masked-LM training, over packs: same weights, same numbers, no padding."""
 
+import copy
+
 import torch
 from torch.nn.functional import cross_entropy, gelu
 from transformers import EsmConfig, EsmForMaskedLM
@@ -34,7 +36,7 @@ class PackedEsmForMaskedLM(EsmForMaskedLM):
             raise UserError(
                 "packing needs an ESM-2 model (rotary positions); use --packing false for this one"
             )
-        super().__init__(config)
+        super().__init__(copy.deepcopy(config))  # the caller's keeps its own kind of attention
         self.set_attn_implementation(PACKED)
         for layer in self.esm.encoder.layer:
             layer.intermediate.__class__ = _FusedIntermediate

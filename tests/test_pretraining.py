@@ -1,0 +1,217 @@
+"""train.py through its launchers: the same run on any number of processes, interrupted or not."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, run
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from esm2_hyperpod.artifacts import only_writer
+
+SMALL = (
+    "--model_size tiny --max_steps 8 --tokens_per_device 512 --global_batch_tokens 2048 --max_seq_length 256 "
+    "--logging_steps 2 --save_steps 3 --eval_steps 4 --precision fp32 --report_to none"
+).split()
+CPU = {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def train(
+    dataset: Path, output: Path, *flags: str, processes: int = 1, fsdp: bool = False, check: bool = True
+):
+    """Pretrain through the wrapper a user runs."""
+    script = "3.train_fsdp.sh" if fsdp else "2.train_ddp.sh"
+    places = {"DATASET_DIR": str(dataset), "OUTPUT_DIR": str(output), "GPUS_PER_NODE": str(processes)}
+    return run("bash", script, *SMALL, *flags, check=check, **places, **CPU)
+
+
+def metrics(output: Path) -> list[tuple]:
+    """What a run logged and can repeat: step, losses, gradient norm, learning rate."""
+    names = "step loss grad_norm learning_rate eval_loss eval_accuracy".split()
+    path = output / "metrics.jsonl"
+    lines = map(json.loads, path.read_text().splitlines() if path.exists() else [])
+    return [tuple(line.get(name) for name in names) for line in lines]
+
+
+def assert_close(some: list[tuple], others: list[tuple], tolerance: float = 1e-4) -> None:
+    assert [line[0] for line in some] == [line[0] for line in others]
+    for one, other in zip(some, others):
+        assert one == pytest.approx(other, abs=tolerance, rel=tolerance)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tokenized, tmp_path_factory) -> Path:
+    """A run of one process from beginning to end."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    train(tokenized, output)
+    return output
+
+
+@pytest.mark.parametrize("processes, fsdp", [(2, False), (4, False), (2, True)])
+def test_losses_do_not_depend_on_how_the_work_is_divided(tokenized, undisturbed, tmp_path, processes, fsdp):
+    log = train(tokenized, tmp_path, processes=processes, fsdp=fsdp).stdout
+    assert_close(metrics(tmp_path), metrics(undisturbed))
+    if fsdp:  # the run says what its parameters are: half of each is here
+        here, whole = re.search(r"FSDP2: .* is \[(\d+), \d+\] here of \[(\d+), \d+\]", log).groups()
+        assert int(whole) == processes * int(here)
+        assert list(tmp_path.glob("checkpoint-*/pytorch_model_fsdp_0/*.distcp"))
+    else:
+        assert "DDP: each process holds all parameters" in log
+
+
+def test_data_workers_change_nothing(tokenized, undisturbed, tmp_path):
+    train(tokenized, tmp_path, "--dataloader_num_workers", "2")
+    assert metrics(tmp_path) == metrics(undisturbed)
+
+
+def start(dataset: Path, output: Path, processes: int = 1, fsdp: bool = False) -> subprocess.Popen:
+    """The same run as `train`, in the background, as a process group of its own."""
+    places = {"DATASET_DIR": str(dataset), "OUTPUT_DIR": str(output), "GPUS_PER_NODE": str(processes)}
+    return subprocess.Popen(
+        ["bash", "3.train_fsdp.sh" if fsdp else "2.train_ddp.sh", *SMALL],
+        cwd=ROOT,
+        env={**os.environ, "VENV": sys.prefix, **places, **CPU},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def wait_for_step(process: subprocess.Popen, output: Path, step: int) -> None:
+    deadline = time.monotonic() + 300
+    while not any(line[0] >= step for line in metrics(output)):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_killed_and_started_again_repeats_every_digit(tokenized, tmp_path, fsdp):
+    train(tokenized, tmp_path / "whole", processes=2, fsdp=fsdp)
+    process = start(tokenized, tmp_path / "killed", processes=2, fsdp=fsdp)
+    wait_for_step(process, tmp_path / "killed", 4)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    log = train(tokenized, tmp_path / "killed", processes=2, fsdp=fsdp).stdout
+    assert "going on from" in log
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+
+
+def test_stops_on_request_and_goes_on_with_other_processes(tokenized, undisturbed, tmp_path):
+    process = start(tokenized, tmp_path, processes=2, fsdp=True)
+    wait_for_step(process, tmp_path, 2)
+    (tmp_path / "stop").touch()
+    assert process.wait(timeout=120) == 75
+    assert not (tmp_path / "stop").exists() and not (tmp_path / "final_model").exists()
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "to be continued"
+    train(tokenized, tmp_path, processes=1, fsdp=True)
+    assert_close(metrics(tmp_path), metrics(undisturbed))
+
+
+def test_sigterm_saves(tokenized, undisturbed, tmp_path):
+    process = start(tokenized, tmp_path)
+    wait_for_step(process, tmp_path, 2)
+    process.terminate()
+    assert process.wait(timeout=120) == 75
+    train(tokenized, tmp_path)
+    assert metrics(tmp_path) == metrics(undisturbed)
+
+
+def test_time_limit_and_stop_after_steps_change_nothing_but_the_stops(tokenized, undisturbed, tmp_path):
+    result = train(tokenized, tmp_path, "--max_minutes", "0.0001", check=False)
+    assert result.returncode == 75 and "--max_minutes" in result.stdout
+    assert (tmp_path / "checkpoint-1").is_dir()
+    train(tokenized, tmp_path, "--stop_after_steps", "4")
+    assert "finished already" in train(tokenized, tmp_path, "--stop_after_steps", "4").stdout
+    train(tokenized, tmp_path)
+    assert metrics(tmp_path) == metrics(undisturbed)
+
+
+def test_torn_checkpoints_are_passed_over(tokenized, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "final_model")
+    run_json = tmp_path / "run" / "run.json"
+    run_json.write_text(json.dumps({**json.loads(run_json.read_text()), "status": "running"}))
+    torn = tmp_path / "run" / "checkpoint-8" / "optimizer.pt"
+    torn.write_bytes(torn.read_bytes()[:1000])
+    (tmp_path / "run" / "checkpoint-6" / "complete.json").unlink()
+    log = train(tokenized, tmp_path / "run").stdout
+    assert "checkpoint-8: passed over, optimizer.pt has 1,000 bytes" in log
+    assert "checkpoint-6: passed over, it has no complete.json" in log
+    assert "going on from" in log and "checkpoint-3" in log
+    assert metrics(tmp_path / "run") == metrics(undisturbed)
+
+
+def test_old_checkpoints_go_and_the_best_stays(tokenized, tmp_path):
+    train(tokenized, tmp_path, "--save_steps", "1", "--eval_steps", "1", "--save_total_limit", "2",
+          "--early_stopping_patience", "9", "--learning_rate", "0.3")  # fmt: skip
+    losses = {line[0]: line[4] for line in metrics(tmp_path) if line[4] is not None}
+    best = min(losses, key=losses.get)
+    kept = {int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*")}
+    assert kept == {7, 8, best}
+
+
+def test_final_model_is_an_ordinary_one_and_padding_sees_the_same_loss(tokenized, undisturbed, tmp_path):
+    model = AutoModelForMaskedLM.from_pretrained(undisturbed / "final_model")
+    tokenizer = AutoTokenizer.from_pretrained(undisturbed / "final_model")
+    assert type(model).__name__ == "EsmForMaskedLM" and model.dtype == torch.float32
+    assert tokenizer("MK<mask>J")["input_ids"] == [0, 20, 15, 32, 3, 2]
+    still = (
+        "--model_name_or_path",
+        str(undisturbed / "final_model"),
+        "--learning_rate",
+        "0",
+        "--max_steps",
+        "1",
+    )
+    for packing in ("true", "false"):
+        train(tokenized, tmp_path / packing, *still, "--packing", packing)
+        assert_close([metrics(tmp_path / packing)[-1][4:]], [metrics(undisturbed)[-1][4:]], 1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_sequences(tokenized, tmp_path):
+    result = train(tokenized, tmp_path, "--learning_rate", "1e36", check=False)
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("train.py: error")]
+    step = int(re.search(r"the loss of step (\d+) is", line)[1])
+    assert all(int(path.name.split("-")[1]) < step for path in tmp_path.glob("checkpoint-*"))
+    ids = (tmp_path / f"sequences_of_step_{step}.txt").read_text().split()
+    assert ids and all("UniRef50_" in name for name in ids)
+
+
+def test_a_folder_belongs_to_one_run(tokenized, undisturbed):
+    assert "finished already, 8 steps" in train(tokenized, undisturbed).stdout
+    other = train(tokenized, undisturbed, "--seed", "1", check=False)
+    assert other.returncode == 1 and "seed=42, this run asks for 1" in other.stderr
+    with only_writer(undisturbed):
+        second = train(tokenized, undisturbed, check=False)
+    assert second.returncode == 1 and "another process is writing there" in second.stderr
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--global_batch_tokens 2000", "the nearest that do: 1,536 or 2,048"),
+        ("--tokens_per_device 500", "must be a multiple of 64"),
+        ("--max_seq_length 4096", "must lie between 3 and --tokens_per_device 512"),
+        ("--model_size 7B", "not one of tiny, 8M"),
+        ("--model_name_or_path ./nowhere", "no model there"),
+        ("--fp16 true", "use --precision"),
+        ("--gradient_accumulation_steps 4", "use --global_batch_tokens"),
+        ("--dataset_dir /nowhere", "make it with: python 1.tokenize_uniref_csv.py"),
+        ("--mask_replace letters", "invalid choice"),
+        ("--tokens_per_devise 512", "unknown: --tokens_per_devise"),
+    ],
+)
+def test_wrong_flags_get_one_clear_line(tokenized, tmp_path, flags, message):
+    result = run("train.py", "--dataset_dir", tokenized, "--output_dir", tmp_path, *SMALL, *flags.split(),
+                 check=False, **CPU)  # fmt: skip
+    assert result.returncode != 0 and message in result.stderr
+    assert not list(tmp_path.glob("checkpoint-*"))
