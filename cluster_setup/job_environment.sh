@@ -7,7 +7,8 @@
 #   GPUS_PER_NODE  GPUs, or processes where there is no GPU (default: all GPUs of the node, else 1)
 #   VENV           Python environment, seen by all nodes    (default: .venv beside the scripts, else python3)
 #   CONTAINER_IMAGE  run in this .sqsh through pyxis instead of VENV (cluster_setup/container.md)
-#   DRY_RUN=1      say what would run, and check what can be checked, without running it
+#   DRY_RUN=1      only say what would run, and check what can be checked: with bash for this machine,
+#                  with sbatch on the very nodes of the job
 
 : "${FSX_DIR:=/fsx/${USER:-$(id -un)}}"
 : "${DATASET_DIR:=$FSX_DIR/processed/arrow}"
@@ -21,9 +22,7 @@ TRIES_WITHOUT_PROGRESS=3   # a process may be killed so often in a row before a 
 launch() { # torchrun|accelerate SCRIPT ARGUMENTS
   local output_dir
   output_dir="$(output_dir_of "$@")"
-  if [ "${DRY_RUN:-0}" != 0 ]; then
-    bash "$REPOSITORY/cluster_setup/node_launch.sh" "$@"
-  elif in_slurm_job; then
+  if in_slurm_job; then
     run_job "$output_dir" "$@"
   else
     exec bash "$REPOSITORY/cluster_setup/node_launch.sh" "$@"

@@ -38,8 +38,7 @@ set_network() {
 # Sets nodes, rank, head_address and port.
 find_place() {
   nodes="${SLURM_STEP_NUM_NODES:-1}" rank=0 head_address=127.0.0.1
-  if [ "${DRY_RUN:-0}" != 0 ] || [ "$nodes" = 1 ]; then
-    nodes=1
+  if [ "$nodes" = 1 ]; then
     port="$("$python" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')"
     return
   fi
@@ -90,8 +89,14 @@ case "$1" in
     ;;
   *) refuse "unknown launcher '$1'" ;;
 esac
-script="$REPOSITORY/$2"
+script="$2"
 shift 2
 export PYTHONUNBUFFERED=1 PYTHONPATH="$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}"
 echo "node $rank of $nodes ($(uname -n)): $processes process(es), $gpus GPU(s), head $head_address:$port"
-exec "$python" -m esm2_hyperpod.launch "${launcher[@]}" "$script" "$@"
+command=("$python" -m esm2_hyperpod.launch "${launcher[@]}" "$REPOSITORY/$script" "$@")
+if [ "${DRY_RUN:-0}" = 0 ]; then exec "${command[@]}"; fi
+
+printf 'would run    '
+printf ' %q' "${command[@]}"
+echo
+[ "$rank" != 0 ] || exec "$python" -m esm2_hyperpod.dry_run --nodes "$nodes" --processes "$processes" "$script" "$@"
