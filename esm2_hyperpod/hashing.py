@@ -4,8 +4,14 @@ The mixer is SplitMix64's (Steele, Lea and Flood 2014, doi:10.1145/2660193.26601
 generators are not used because their streams may change between releases (NEP 19).
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
-import pyarrow as pa
+
+if TYPE_CHECKING:  # only its buffers are read; training needs no pyarrow for its hashes
+    import pyarrow as pa
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
