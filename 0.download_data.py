@@ -34,6 +34,7 @@ from esm2_hyperpod.artifacts import (
 from esm2_hyperpod.csv_partitions import (
     MAX_PARTITIONS,
     content_digest,
+    id_of_record,
     remove_partitions,
     spool,
     unspool,
@@ -41,6 +42,8 @@ from esm2_hyperpod.csv_partitions import (
 )
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.fasta import Records, read_records
+from esm2_hyperpod.hashing import hash_ids
+from esm2_hyperpod.id_census import IdCensus
 from esm2_hyperpod.prefetch import prefetch
 from esm2_hyperpod.progress import byte_bar
 
@@ -74,7 +77,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--source",
         default=sources.UNIREF50,
-        help="https://, http://, s3://, a path (.fasta or .fasta.gz), or 'synthetic'; default: UniProt's UniRef50",
+        help="https://, http://, s3://, a path (.fasta or .fasta.gz), or synthetic; default: UniRef50",
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--num_partitions", type=positive, help=f"default: 50, at most {MAX_PARTITIONS}")
@@ -157,7 +160,8 @@ def make_partitions(arguments: argparse.Namespace) -> None:
         bar = stack.enter_context(byte_bar(None if limit else source.size, "FASTA"))
         plain = prefetch(sources.decompressed(prefetch(counted(source.chunks, bar)), source.name))
         stack.callback(plain.close)
-        rows = tallied(first_records(read_records(plain, source.name), limit), totals)
+        census = IdCensus(stack.enter_context(tempfile.TemporaryFile(dir=folder)))
+        rows = tallied(first_records(read_records(plain, source.name), limit), totals, census)
         count = arguments.num_partitions
         if count is None:
             spooled = stack.enter_context(tempfile.TemporaryFile(dir=folder))
@@ -165,6 +169,7 @@ def make_partitions(arguments: argparse.Namespace) -> None:
             spooled.seek(0)
             rows = unspool(spooled)
         files = write_partitions(rows, folder, count, arguments.seed)
+        totals["repeated_ids"], pair = census.repeats()
     if is_synthetic:
         labels.replace(folder / LOCALIZATION)
 
@@ -179,6 +184,12 @@ def make_partitions(arguments: argparse.Namespace) -> None:
             "versions": package_versions("numpy", "pyarrow", "isal"),
         },
     )
+    if pair:
+        identifier = id_of_record(pair[0], folder, count, arguments.seed)
+        print(
+            f"{totals['repeated_ids']:,} records have the id of an earlier one (for example {identifier}: "
+            f"records {pair[0] + 1:,} and {pair[1] + 1:,}); all are kept"
+        )
     seconds = time.monotonic() - began
     print(
         f"{folder}: {totals['records']:,} records in {count} partitions, {totals['residues']:,} residues, "
@@ -195,9 +206,7 @@ def open_source(arguments: argparse.Namespace) -> sources.Source:
         source = sources.open_remote(arguments.source, arguments.output_dir if arguments.keep_fasta else None)
         expected = arguments.checksum or sources.published_checksum(arguments.source)
     if expected and arguments.max_records:
-        print(
-            f"--max_records stops before the end of the source, so its {expected[:6].split(':')[0]} is not checked"
-        )
+        print("--max_records stops before the end of the source, so its checksum is not checked")
     elif expected:
         source.chunks = sources.checked(source.chunks, expected, source.name)
     return source
@@ -212,7 +221,8 @@ def check_free_space(source: sources.Source, folder: Path, limit: int | None) ->
         needed = min(needed, limit * 1000)
     free = shutil.disk_usage(folder).free
     print(
-        f"{source.name}: {source.size / 1e9:.2f} GB; the CSV takes up to {needed / 1e9:.2f} GB of {free / 1e9:.1f} GB free"
+        f"{source.name}: {source.size / 1e9:.2f} GB; "
+        f"the CSV takes up to {needed / 1e9:.2f} GB of {free / 1e9:.1f} GB free"
     )
     if needed > free:
         raise UserError(
@@ -238,9 +248,10 @@ def first_records(batches: Iterator[Records], limit: int | None) -> Iterator[Rec
             return
 
 
-def tallied(batches: Iterator[Records], totals: dict[str, int]) -> Iterator[pa.Array]:
-    """The rows of the batches; `totals` holds their sums once they have passed."""
+def tallied(batches: Iterator[Records], totals: dict[str, int], census: IdCensus) -> Iterator[pa.Array]:
+    """The rows of the batches; `totals` and `census` hold their sums once they have passed."""
     for batch in batches:
+        census.add(hash_ids(batch.ids, seed=0))
         totals["records"] += len(batch)
         totals["residues"] += int(batch.lengths.sum())
         totals["longest"] = max(totals["longest"], int(batch.lengths.max()))
@@ -251,8 +262,8 @@ def partitions_for(records: int, each: int) -> int:
     count = -(-records // each)
     if count > MAX_PARTITIONS:
         raise UserError(
-            f"--max_records_per_partition {each} makes {count:,} partitions of {records:,} records, more than "
-            f"{MAX_PARTITIONS}; take {-(-records // MAX_PARTITIONS):,} or more"
+            f"--max_records_per_partition {each} makes {count:,} partitions of {records:,} records, "
+            f"more than {MAX_PARTITIONS}; take {-(-records // MAX_PARTITIONS):,} or more"
         )
     return count
 

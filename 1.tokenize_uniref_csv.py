@@ -14,23 +14,21 @@ import shutil
 import time
 from pathlib import Path
 
-import numpy as np
-
 from esm2_hyperpod.arrow_dataset import describe_dataset
 from esm2_hyperpod.artifacts import (
     MANIFEST,
     check_same_options,
     only_writer,
-    package_versions,
     read_manifest,
     write_json_atomically,
 )
-from esm2_hyperpod.csv_partitions import content_digest
+from esm2_hyperpod.clusters import build_table, table_digest
 from esm2_hyperpod.errors import UserError, run_script
-from esm2_hyperpod.partition_tasks import LENGTH_BINS, NOTES, Task, run_all
+from esm2_hyperpod.partition_tasks import NOTES, Task, run_all
 from esm2_hyperpod.progress import byte_bar
 from esm2_hyperpod.splits import SPLITS, resolve
-from esm2_hyperpod.tokenization import LONG_SEQUENCES, Cleaning, changed_residues, token_counts
+from esm2_hyperpod.tokenization import LONG_SEQUENCES, Cleaning
+from esm2_hyperpod.tokenized_manifest import summary, write_cluster_of_row
 
 PARTITION_BYTES_WORTH_A_PROCESS = 32 << 20
 
@@ -73,13 +71,16 @@ def parse_arguments() -> argparse.Namespace:
         "--long_sequences",
         choices=LONG_SEQUENCES,
         default="keep",
-        help="keep them whole (training crops at random), truncate, or cut into balanced chunks; default: keep",
+        help="keep them whole (training crops at random), truncate, or chunk evenly; default: keep",
     )
     parser.add_argument(
         "--max_length", type=tokens, default=1024, help="tokens, <cls> and <eos> included; default: 1024"
     )
     parser.add_argument(
         "--min_length", type=positive, default=1, help="residues; shorter records are left out"
+    )
+    parser.add_argument(
+        "--clusters", type=Path, help="TSV or Parquet of UniRef50 ids and UniRef90 members: split by cluster"
     )
     parser.add_argument(
         "--num_proc", type=positive, default=len(os.sched_getaffinity(0)), help="default: all cores"
@@ -130,6 +131,7 @@ def options_of(arguments: argparse.Namespace, source: dict) -> dict:
     )
     return {
         "input_content_digest": source["content_digest"],
+        "clusters": arguments.clusters and table_digest(arguments.clusters),
         **{name: getattr(arguments, name) for name in names},
     }
 
@@ -155,11 +157,15 @@ def remove_output(folder: Path) -> None:
 
 def tokenize(arguments: argparse.Namespace, source: dict) -> None:
     began, folder = time.monotonic(), arguments.output_dir
+    options = options_of(arguments, source)
     fractions, note = resolve(
         source["records"], arguments.train_size, arguments.validation_size, arguments.test_size
     )
     if note:
         print(note)
+    if arguments.clusters:
+        (folder / NOTES).mkdir(exist_ok=True)
+        table = build_table(arguments.clusters, folder / NOTES, arguments.seed)
     cleaning = Cleaning(arguments.long_sequences, arguments.max_length, arguments.min_length)
     tasks = [
         Task(
@@ -172,6 +178,7 @@ def tokenize(arguments: argparse.Namespace, source: dict) -> None:
             fractions=fractions,
             seed=arguments.seed,
             cleaning=cleaning,
+            clusters=options["clusters"],
         )
         for index, file in enumerate(source["files"])
     ]
@@ -196,44 +203,16 @@ def tokenize(arguments: argparse.Namespace, source: dict) -> None:
                 f"ask for more, for example --{split}_size 0.1, or use more data"
             )
     describe_dataset(folder, shards)
-    manifest = summary(arguments, source, fractions.described(), notes, shards)
+    manifest = summary(options, source, fractions.described(), notes, shards)
+    if arguments.clusters:
+        manifest["in_no_cluster"] = sum(note["unlisted"] for note in notes)
+        for split in shards:
+            manifest["splits"][split]["clusters"] = write_cluster_of_row(
+                folder, split, len(tasks), len(table)
+            )
     write_json_atomically(folder / MANIFEST, manifest)
     shutil.rmtree(folder / NOTES)
     report(manifest, folder, time.monotonic() - began)
-
-
-def summary(
-    arguments, source: dict, fractions: dict, notes: list[dict], shards: dict[str, list[dict]]
-) -> dict:
-    """The manifest."""
-    seen = {split: np.sum([note["bytes_seen"][split] for note in notes], axis=0) for split in shards}
-    splits = {}
-    for split, files in shards.items():
-        splits[split] = {
-            "records": sum(file["records"] for file in files),
-            "proteins": sum(note["proteins"][split] for note in notes),
-            "residues": int(seen[split].sum()),
-            "tokens": sum(file["tokens"] for file in files),
-            "bytes": sum(file["bytes"] for file in files),
-            "files": files,
-        }
-    lengths = np.zeros(max(len(note["lengths_seen"]) for note in notes), dtype=np.int64)
-    for note in notes:
-        lengths[: len(note["lengths_seen"])] += np.array(note["lengths_seen"], dtype=np.int64)
-    return {
-        "options": options_of(arguments, source),
-        "synthetic": source["synthetic"],
-        "fractions": fractions,
-        "longest": max(note["longest"] for note in notes),
-        "too_short_left_out": sum(note["too_short"] for note in notes),
-        "in_no_split": sum(note["unassigned"] for note in notes),
-        "changed_residues": changed_residues(sum(seen.values()), sum(note["end_stops"] for note in notes)),
-        "token_counts": {split: token_counts(counts) for split, counts in seen.items()},
-        "length_histogram": {"residues_per_bin": LENGTH_BINS, "records": lengths.tolist()},
-        "splits": splits,
-        "content_digest": content_digest([file for files in shards.values() for file in files]),
-        "versions": package_versions("numpy", "pyarrow"),
-    }
 
 
 def report(manifest: dict, folder: Path, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Folders that `datasets.load_from_disk` reads, written with pyarrow alone (`datasets` takes seconds to import)."""
+"""Folders that `datasets.load_from_disk` reads, written with pyarrow alone: `datasets` is slow to import."""
 
 import hashlib
 import json

@@ -6,7 +6,9 @@ short ones. Instead every P consecutive records go one to each of the P partitio
 """
 
 import contextlib
+import csv
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -97,6 +99,14 @@ def write_partitions(rows: Iterable[pa.Array], folder: Path, count: int, seed: i
 def content_digest(files: list[dict]) -> str:
     """SHA-256 over the digests of all partitions, in order: one name for their whole content."""
     return hashlib.sha256("".join(file["sha256"] for file in files).encode()).hexdigest()
+
+
+def id_of_record(record: int, folder: Path, partitions: int, seed: int) -> str:
+    """The id of a record by its number in the source, found in the partition it was dealt to."""
+    path = folder / f"x{int(partition_of(record, 1, partitions, seed)[0]):03d}.csv"
+    with open(path, encoding="utf-8", newline="") as file:  # every group puts one record in each partition
+        row = next(itertools.islice(csv.reader(file), 1 + record // partitions, None))
+    return row[0]
 
 
 def remove_partitions(folder: Path) -> None:

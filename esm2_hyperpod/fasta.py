@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from esm2_hyperpod.arrow_bytes import binary_array, values_of
+from esm2_hyperpod.arrow_bytes import binary_array, offsets_of, values_of
 from esm2_hyperpod.errors import UserError
 
 BLOCK_BYTES = 4 << 20  # fits the caches: 16 MB takes a third longer
@@ -28,10 +28,12 @@ NEWLINE, COMMA, GREATER = b"\n,>"
 class Records:
     """The records of one block, in file order.
 
+    `ids`: Arrow binary[n].
     `rows`: Arrow binary[n], each `id,sequence\\n`, quoted by the rules of CSV where it must be.
     `lengths`: int64[n], residues of each record.
     """
 
+    ids: pa.Array
     rows: pa.Array
     lengths: np.ndarray
 
@@ -40,7 +42,7 @@ class Records:
 
     def head(self, count: int) -> "Records":
         """The first `count` records."""
-        return Records(self.rows.slice(0, count), self.lengths[:count])
+        return Records(self.ids.slice(0, count), self.rows.slice(0, count), self.lengths[:count])
 
 
 def read_records(chunks: Iterable[bytes], name: str) -> Iterator[Records]:
@@ -98,13 +100,49 @@ def _check_start(start: bytearray, name: str) -> None:
     raise UserError(f"{name}: not a FASTA: it starts with {bytes(start[:20])!r}, not with '>'")
 
 
-def _parse(block: bytearray, name: str, offset: int, first_record: int) -> Records:
-    cleaned = block
-    if b"\r" in cleaned:
-        cleaned = cleaned.replace(b"\r\n", b"\n")
-    if cleaned[-1] != NEWLINE:
-        cleaned = cleaned + b"\n"
+@dataclass
+class _Lines:
+    """Where everything is in a block whose every line ends in a newline. All arrays are int32 or bool."""
 
+    starts: np.ndarray
+    ends: np.ndarray  # of the line ends
+    is_header: np.ndarray
+    id_ends: np.ndarray  # one a header: its first white space
+    white_kind: np.ndarray  # every byte up to 32, in order
+    white_line: np.ndarray  # the line each is in
+
+    @classmethod
+    def of(cls, data: np.ndarray) -> "_Lines":
+        white = np.flatnonzero(data <= 32).astype(np.int32)
+        kind = data[white]
+        is_newline = kind == NEWLINE
+        ends = white[is_newline]
+        starts = np.concatenate(([0], ends[:-1] + 1)).astype(np.int32)
+        is_header = data[starts] == GREATER
+        first_white = np.concatenate(([0], np.flatnonzero(is_newline)[:-1] + 1))
+        line = np.cumsum(is_newline) - is_newline
+        return cls(starts, ends, is_header, white[first_white[is_header]], kind, line)
+
+    @property
+    def id_starts(self) -> np.ndarray:
+        return self.starts[self.is_header] + 1
+
+    def record_of(self, line: int) -> int:
+        return int(np.count_nonzero(self.is_header[: line + 1])) - 1
+
+    def first_control_character(self) -> tuple[int, int] | None:
+        """(record, byte) of the first byte that no text holds."""
+        control = (self.white_kind < 32) & (self.white_kind != NEWLINE)
+        for at in np.flatnonzero(control).tolist():
+            if self.white_kind[at] not in WHITE_SPACE:
+                return self.record_of(int(self.white_line[at])), int(self.white_kind[at])
+        return None
+
+    def white_space_in_sequences(self) -> bool:
+        return bool(((self.white_kind != NEWLINE) & ~self.is_header[self.white_line]).any())
+
+
+def _parse(block: bytearray, name: str, offset: int, first_record: int) -> Records:
     def refuse(record: int, problem: str) -> UserError:
         header = list(re.finditer(rb"^>([^\s]*)", block, re.MULTILINE))[record]
         identifier = header[1].decode("utf-8", "backslashreplace")
@@ -113,59 +151,56 @@ def _parse(block: bytearray, name: str, offset: int, first_record: int) -> Recor
             f"{offset + header.start():,} {problem}"
         )
 
-    data = np.frombuffer(cleaned, dtype=np.uint8)
-    white = np.flatnonzero(data <= 32).astype(np.int32)
-    kind = data[white]
-    is_newline = kind == NEWLINE
-    newlines = white[is_newline]
-    starts = np.concatenate(([0], newlines[:-1] + 1)).astype(np.int32)
-    is_header = data[starts] == GREATER
-    line_of_white = np.cumsum(is_newline) - is_newline
-    record_of_line = np.cumsum(is_header) - 1
+    text = block.replace(b"\r\n", b"\n") if b"\r" in block else bytearray(block)
+    if text[-1] != NEWLINE:
+        text += b"\n"
+    lines = _Lines.of(np.frombuffer(text, dtype=np.uint8))
+    if control := lines.first_control_character():
+        raise refuse(
+            control[0], f"holds the control character 0x{control[1]:02x}: the file is damaged or binary"
+        )
+    if lines.white_space_in_sequences():
+        text = _without_inner_white_space(text)
+        lines = _Lines.of(np.frombuffer(text, dtype=np.uint8))
 
-    control = (kind < 32) & ~np.isin(kind, np.frombuffer(b"\n" + WHITE_SPACE, dtype=np.uint8))
-    if control.any():
-        at = int(np.argmax(control))
-        record = int(record_of_line[line_of_white[at]])
-        raise refuse(record, f"holds the control character 0x{kind[at]:02x}: the file is damaged or binary")
-    if (~is_newline & ~is_header[line_of_white]).any():  # white space inside a sequence
-        return _parse(_without_inner_white_space(cleaned), name, offset, first_record)
-
-    # What stays of each line. A header's id takes the byte after it along, which becomes the comma; the
-    # last line of a record takes its line end along.
-    header_starts = starts[is_header]
-    first_white = np.concatenate(([0], np.flatnonzero(is_newline)[:-1] + 1))
-    id_ends = white[first_white[is_header]]
-    ends_record = np.append(is_header[1:], True)
-    stay = np.empty((len(starts), 2), dtype=np.int32)
-    stay[:, 0] = starts + is_header
-    stay[:, 1] = newlines + ends_record
-    stay[is_header, 1] = id_ends + 1
-    separators = data[id_ends]
-    data[id_ends] = COMMA
-
-    pieces = binary_array(cleaned, stay.ravel())
-    kept = pieces.take(pa.array(np.arange(0, len(pieces), 2, dtype=np.int32)))
-    data[id_ends] = separators  # the block stays what it was, for the messages
-    bounds = np.concatenate(([0], np.cumsum(stay[:, 1] - stay[:, 0]))).astype(np.int32)
-    row_bounds = np.append(bounds[:-1][is_header], bounds[-1])
-    id_lengths = id_ends - header_starts - 1
-    lengths = np.diff(row_bounds).astype(np.int64) - id_lengths - 2
-
-    if (id_lengths == 0).any():
+    id_lengths = lines.id_ends - lines.id_starts
+    if not id_lengths.all():
         raise refuse(int(np.argmin(id_lengths)), "has no id after '>'; give it one, or remove the record")
+    ids = _every_second(binary_array(text, np.column_stack((lines.id_starts, lines.id_ends)).ravel()))
+    rows = _rows(text, lines)
+    lengths = np.diff(offsets_of(rows)).astype(np.int64) - id_lengths - 2
     if (lengths <= 0).any():
         raise refuse(
             int(np.argmax(lengths <= 0)),
             "has no sequence; the file may be cut short: mend or remove the record",
         )
-    rows = binary_array(kept.buffers()[2], row_bounds)
     values = values_of(rows)
     if values.max() >= 127:
         _check_text(rows, id_lengths, refuse)
     if np.count_nonzero(values == COMMA) != len(rows) or (values == ord('"')).any():
         rows = _quoted(rows, id_lengths)
-    return Records(rows, lengths)
+    return Records(ids, rows, lengths)
+
+
+def _rows(text: bytearray, lines: _Lines) -> pa.Array:
+    """binary[n]: `id,sequence\\n` of each record, not quoted; overwrites one byte a header in `text`.
+
+    Of a header the id stays, with the byte after it, which becomes the comma; of other lines all but the
+    line end; of the last line of a record the line end too.
+    """
+    np.frombuffer(text, dtype=np.uint8)[lines.id_ends] = COMMA
+    stay = np.empty((len(lines.starts), 2), dtype=np.int32)
+    stay[:, 0] = lines.starts + lines.is_header
+    stay[:, 1] = lines.ends + np.append(lines.is_header[1:], True)
+    stay[lines.is_header, 1] = lines.id_ends + 1
+    kept = _every_second(binary_array(text, stay.ravel()))
+    header_pieces = np.append(np.flatnonzero(lines.is_header), len(stay))
+    return binary_array(kept.buffers()[2], offsets_of(kept)[header_pieces])
+
+
+def _every_second(pieces: pa.Array) -> pa.Array:
+    """Values 0, 2, 4, ... of an array, copied together."""
+    return pieces.take(pa.array(np.arange(0, len(pieces), 2, dtype=np.int32)))
 
 
 def _without_inner_white_space(block: bytearray) -> bytearray:

@@ -4,7 +4,6 @@ Beside the shards of a finished partition lies a small note of how they were mad
 the next run with the same options reads the notes, checks the shards against them and makes the rest.
 """
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -19,9 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from esm2_hyperpod.arrow_bytes import values_of
 from esm2_hyperpod.arrow_dataset import ShardWriter
 from esm2_hyperpod.artifacts import write_json_atomically
+from esm2_hyperpod.clusters import ClusterTable, file_digest
 from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.hashing import hash_ids
 from esm2_hyperpod.splits import SPLITS, Fractions, split_of
 from esm2_hyperpod.tokenization import (
     Cleaning,
@@ -49,6 +51,7 @@ class Task:
     fractions: Fractions
     seed: int
     cleaning: Cleaning
+    clusters: str | None  # digest of the table whose arrays lie beside the notes
 
     @property
     def note(self) -> Path:
@@ -62,6 +65,7 @@ class Task:
             "count": self.count,
             "fractions": self.fractions.described(),
             "seed": self.seed,
+            "clusters": self.clusters,
             **self.cleaning.described(),
         }
 
@@ -118,66 +122,115 @@ def finished_note(task: Task) -> dict | None:
         path = task.output / split / shard["name"]
         if not path.is_file() or path.stat().st_size != shard["bytes"]:
             return None
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
-                return None
+        if file_digest(path) != shard["sha256"]:
+            return None
+    if task.clusters and not all(
+        cluster_part(task.output, split, task.index).is_file() for split in note["proteins"]
+    ):
+        return None
     return note
 
 
 def tokenize_partition(task: Task) -> dict:
     """Write the shards of one partition, then its note; returns the note."""
     pa.set_cpu_count(1)
-    writers = {
-        split: ShardWriter(task.output / split / f"data-{task.index:05d}-of-{task.count:05d}.arrow")
-        for split in task.fractions.asked_for()
-    }
-    seen = {split: np.zeros(256, dtype=np.int64) for split in writers}
-    proteins = dict.fromkeys(writers, 0)
-    longest, end_stops, too_short, unassigned = 0, 0, 0, 0
-    lengths_seen = np.zeros(1, dtype=np.int64)
-    for ids, raw in read_partition(task.csv, task.longest, task.csv_sha256):
-        sequences = without_end_stops(raw)
-        lengths = pc.binary_length(sequences).to_numpy(zero_copy_only=False)
-        long_enough = lengths >= task.cleaning.min_length
-        if not long_enough.all():
-            mask = pa.array(long_enough)
-            too_short += len(ids) - int(long_enough.sum())
-            ids, raw, sequences = ids.filter(mask), raw.filter(mask), sequences.filter(mask)
-            lengths = lengths[long_enough]
-        if not len(ids):
-            continue
-        end_stops += int(pc.sum(pc.binary_length(raw)).as_py() - lengths.sum())
-        longest = max(longest, int(lengths.max()))
-        lengths_seen = _add(lengths_seen, np.bincount(lengths // LENGTH_BINS))
-        if task.cleaning.long_sequences == "truncate":
-            sequences = pc.binary_slice(sequences, 0, task.cleaning.max_length - 2)
-        split = split_of(ids, task.fractions, task.seed)
-        unassigned += int((split == len(SPLITS)).sum())
-        for name, writer in writers.items():
-            mask = pa.array(split == SPLITS.index(name))
-            members, chosen = ids.filter(mask), sequences.filter(mask)
-            if not len(members):
-                continue
-            proteins[name] += len(members)
-            seen[name] += byte_counts(chosen)
-            tokens = tokens_of(chosen)
-            if task.cleaning.long_sequences == "chunk":
-                members, tokens, _ = balanced_chunks(members, tokens, task.cleaning.max_length)
-            writer.append(members, tokens)
-    shards = {split: shard for split, writer in writers.items() if (shard := writer.finish())}
+    table = ClusterTable(task.output / NOTES) if task.clusters else None
+    splits = {split: _SplitPart(task, split) for split in task.fractions.asked_for()}
     note = {
         "options": task.options(),
-        "shards": shards,
-        "proteins": proteins,
-        "bytes_seen": {split: counts.tolist() for split, counts in seen.items()},
-        "longest": longest,
-        "lengths_seen": lengths_seen.tolist(),
-        "end_stops": end_stops,
-        "too_short": too_short,
-        "unassigned": unassigned,
+        "longest": 0,
+        "end_stops": 0,
+        "too_short": 0,
+        "unassigned": 0,
+        "unlisted": 0,
     }
+    lengths_seen = np.zeros(1, dtype=np.int64)
+    for ids, raw in read_partition(task.csv, task.longest, task.csv_sha256):
+        ids, sequences, lengths = _cleaned(ids, raw, task.cleaning, note)
+        if not len(ids):
+            continue
+        note["longest"] = max(note["longest"], int(lengths.max()))
+        lengths_seen = _add(lengths_seen, np.bincount(lengths // LENGTH_BINS))
+        hashes, clusters = hash_ids(ids, task.seed), None
+        if table:
+            clusters = table.clusters_of(ids)
+            hashes = table.hashes_of(clusters, ids, task.seed)
+            unlisted = clusters < 0
+            clusters[unlisted] = -1 - note["unlisted"] - np.arange(unlisted.sum())
+            note["unlisted"] += int(unlisted.sum())
+        split = split_of(hashes, task.fractions)
+        note["unassigned"] += int((split == len(SPLITS)).sum())
+        for name, part in splits.items():
+            part.append(np.flatnonzero(split == SPLITS.index(name)), ids, sequences, clusters)
+    note["shards"] = {name: shard for name, part in splits.items() if (shard := part.finish())}
+    note["proteins"] = {name: part.proteins for name, part in splits.items()}
+    note["bytes_seen"] = {name: part.bytes_seen.tolist() for name, part in splits.items()}
+    note["lengths_seen"] = lengths_seen.tolist()
     write_json_atomically(task.note, note)
     return note
+
+
+def cluster_part(output: Path, split: str, index: int) -> Path:
+    """Where the cluster numbers of one shard wait to be joined."""
+    return output / NOTES / f"{split}-{index:05d}.npy"
+
+
+def _cleaned(
+    ids: pa.Array, raw: pa.Array, cleaning: Cleaning, note: dict
+) -> tuple[pa.Array, pa.Array, np.ndarray]:
+    """ids, sequences and int64 lengths (before truncation) of the records that stay; counts into `note`."""
+    sequences = without_end_stops(raw)
+    lengths = pc.binary_length(sequences).to_numpy(zero_copy_only=False).astype(np.int64)
+    long_enough = lengths >= cleaning.min_length
+    if not long_enough.all():
+        note["too_short"] += int((~long_enough).sum())
+        mask = pa.array(long_enough)
+        ids, raw, sequences, lengths = (
+            ids.filter(mask),
+            raw.filter(mask),
+            sequences.filter(mask),
+            lengths[long_enough],
+        )
+    note["end_stops"] += len(values_of(raw)) - int(lengths.sum())
+    if cleaning.long_sequences == "truncate":
+        sequences = pc.binary_slice(sequences, 0, cleaning.max_length - 2)
+    return ids, sequences, lengths
+
+
+class _SplitPart:
+    """What one partition contributes to one split."""
+
+    def __init__(self, task: Task, split: str):
+        self._task = task
+        self._writer = ShardWriter(task.output / split / f"data-{task.index:05d}-of-{task.count:05d}.arrow")
+        self._cluster_path = cluster_part(task.output, split, task.index) if task.clusters else None
+        self._clusters = [np.zeros(0, dtype=np.int64)]
+        self.bytes_seen = np.zeros(256, dtype=np.int64)
+        self.proteins = 0
+
+    def append(
+        self, chosen: np.ndarray, ids: pa.Array, sequences: pa.Array, clusters: np.ndarray | None
+    ) -> None:
+        """Add the records at the positions `chosen`."""
+        if not len(chosen):
+            return
+        at = pa.array(chosen)
+        ids, sequences = ids.take(at), sequences.take(at)
+        self.proteins += len(chosen)
+        self.bytes_seen += byte_counts(sequences)
+        tokens = tokens_of(sequences)
+        if self._task.cleaning.long_sequences == "chunk":
+            ids, tokens, source = balanced_chunks(ids, tokens, self._task.cleaning.max_length)
+            chosen = chosen[source]
+        self._writer.append(ids, tokens)
+        if clusters is not None:
+            self._clusters.append(clusters[chosen])
+
+    def finish(self) -> dict | None:
+        """Complete the shard; returns what the manifest says of it, or `None` if it has no rows."""
+        if self._cluster_path:
+            np.save(self._cluster_path, np.concatenate(self._clusters))
+        return self._writer.finish()
 
 
 def _add(left: np.ndarray, right: np.ndarray) -> np.ndarray:

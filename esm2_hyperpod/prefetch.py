@@ -19,7 +19,8 @@ def prefetch(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:
     def put(message: tuple) -> None:
         while not stopped.is_set():
             try:
-                return ready.put(message, timeout=0.1)
+                ready.put(message, timeout=0.1)
+                return
             except queue.Full:
                 continue
 

@@ -65,7 +65,7 @@ def open_remote(url: str, keep_in: Path | None) -> Source:
 
 
 def published_checksum(url: str) -> str | None:
-    """`md5:...` of `url` from the RELEASE.metalink that UniProt publishes beside its files, if there is one."""
+    """`md5:...` of `url` from the RELEASE.metalink that UniProt keeps beside its files, if there is one."""
     if urlparse(url).scheme not in ("http", "https"):
         return None
     try:

@@ -8,10 +8,8 @@ are partitioned plays no part, and adding records moves none of the others.
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from esm2_hyperpod.errors import UserError
-from esm2_hyperpod.hashing import hash_ids
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_HELD_OUT = 50_000
@@ -80,9 +78,9 @@ def resolve(
     return Fractions(kept_train / records, *(held_out[s] / records for s in ("validation", "test"))), note
 
 
-def split_of(ids: pa.Array, fractions: Fractions, seed: int) -> np.ndarray:
-    """int8[n]: index into `SPLITS` for each id, or 3 for none of them."""
-    u = hash_ids(ids, seed) * 2.0**-64
+def split_of(hashes: np.ndarray, fractions: Fractions) -> np.ndarray:
+    """int8[n]: index into `SPLITS` for each uint64 hash of a record's id (or cluster's), or 3 for none."""
+    u = hashes * 2.0**-64
     test, validation = fractions.test, fractions.test + fractions.validation
     train = validation + fractions.train if validation + fractions.train < 1 - 1e-12 else 2.0
     return np.select([u < test, u < validation, u < train], [2, 1, 0], default=3).astype(np.int8)

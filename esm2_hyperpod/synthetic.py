@@ -10,6 +10,7 @@ transmembrane stretch, KDEL, SKL. Nothing else about them is real.
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import exp
 from statistics import NormalDist
 from typing import TextIO
 
@@ -54,12 +55,15 @@ _BACKGROUND = _residue_table(RESIDUE_PERCENT)
 _HYDROPHOBIC = _residue_table({"L": 40, "A": 20, "V": 15, "I": 12, "F": 8, "G": 5})
 _AMPHIPATHIC = _residue_table({"R": 25, "A": 20, "L": 20, "S": 15, "K": 8, "T": 7, "V": 5})
 _HYDROXYLATED = _residue_table({"S": 40, "T": 15, "A": 15, "P": 10, "V": 8, "K": 7, "R": 5})
-_LENGTHS = np.array(
-    [
-        min(max(round(_MEDIAN * 2.718281828459045 ** (_SPREAD * NormalDist().inv_cdf((i + 0.5) / 4096))), _SHORTEST), _LONGEST)
-        for i in range(4096)
-    ]
-)  # fmt: skip
+
+
+def _length_table() -> np.ndarray:
+    """int64[4096]: quantiles of a log-normal distribution of lengths, so that 12 random bits draw one."""
+    quantiles = [NormalDist().inv_cdf((i + 0.5) / 4096) for i in range(4096)]
+    return np.array([min(max(round(_MEDIAN * exp(_SPREAD * z)), _SHORTEST), _LONGEST) for z in quantiles])
+
+
+_LENGTHS = _length_table()
 
 
 @dataclass

@@ -159,7 +159,7 @@ def token_counts(bytes_seen: np.ndarray) -> dict[str, int]:
 
 
 def changed_residues(bytes_seen: np.ndarray, end_stops: int) -> dict[str, int]:
-    """How many residues the clean-up changed, by kind: `end_stops_dropped`, `lower_case`, and each unknown byte."""
+    """How many residues the clean-up changed: `end_stops_dropped`, `lower_case`, and by unknown byte."""
     changed: Counter[str] = Counter(end_stops_dropped=end_stops, lower_case=0)
     for byte in np.flatnonzero(bytes_seen).tolist():
         if BYTE_TO_TOKEN[byte] == UNK:
