@@ -37,3 +37,25 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"real sequences are not at {REAL_DATA}")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory) -> Path:
+    """Steps 0 and 1 on 600 synthetic records: a folder with csv/ and processed/arrow/."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    run("0.download_data.py", "--source", "synthetic", "--max_records", 600, "--num_partitions", 4,
+        "--output_dir", folder / "csv")  # fmt: skip
+    run(
+        "1.tokenize_uniref_csv.py",
+        "--input_dir",
+        folder / "csv",
+        "--output_dir",
+        folder / "processed" / "arrow",
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenized(synthetic) -> Path:
+    """The tokenized splits of `synthetic`."""
+    return synthetic / "processed" / "arrow"

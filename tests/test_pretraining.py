@@ -38,7 +38,7 @@ def metrics(output: Path) -> list[tuple]:
     names = "step loss grad_norm learning_rate eval_loss eval_accuracy".split()
     path = output / "metrics.jsonl"
     lines = map(json.loads, path.read_text().splitlines() if path.exists() else [])
-    return [tuple(line.get(name) for name in names) for line in lines]
+    return [tuple(line.get(name, 0.0) for name in names) for line in lines]
 
 
 def assert_close(some: list[tuple], others: list[tuple], tolerance: float = 1e-4) -> None:
@@ -152,7 +152,7 @@ def test_torn_checkpoints_are_passed_over(tokenized, undisturbed, tmp_path):
 def test_old_checkpoints_go_and_the_best_stays(tokenized, tmp_path):
     train(tokenized, tmp_path, "--save_steps", "1", "--eval_steps", "1", "--save_total_limit", "2",
           "--early_stopping_patience", "9", "--learning_rate", "0.3")  # fmt: skip
-    losses = {line[0]: line[4] for line in metrics(tmp_path) if line[4] is not None}
+    losses = {line[0]: line[4] for line in metrics(tmp_path) if line[4]}
     best = min(losses, key=losses.get)
     kept = {int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*")}
     assert kept == {7, 8, best}
