@@ -30,7 +30,7 @@ from esm2_hyperpod.splits import SPLITS, resolve
 from esm2_hyperpod.tokenization import LONG_SEQUENCES, Cleaning
 from esm2_hyperpod.tokenized_manifest import summary, write_cluster_of_row
 
-PARTITION_BYTES_WORTH_A_PROCESS = 32 << 20
+BYTES_WORTH_A_PROCESS = 8 << 20  # less is done before another process has started
 
 
 def main() -> None:
@@ -185,7 +185,7 @@ def tokenize(arguments: argparse.Namespace, source: dict) -> None:
     for name in (*fractions.asked_for(), NOTES):
         (folder / name).mkdir(exist_ok=True)
     total = sum(file["bytes"] for file in source["files"])
-    processes = max(1, min(arguments.num_proc, len(tasks), total // PARTITION_BYTES_WORTH_A_PROCESS))
+    processes = max(1, min(arguments.num_proc, len(tasks), total // BYTES_WORTH_A_PROCESS))
     notes: list[dict] = [{}] * len(tasks)
     with byte_bar(total, "CSV") as bar:
         for index, done in run_all(tasks, processes):

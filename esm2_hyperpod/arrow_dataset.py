@@ -49,9 +49,13 @@ class ShardWriter:
 
     def write(self, content: bytes) -> int:
         """What pyarrow's stream writer calls."""
+        try:
+            self._file.write(content)
+        except OSError as error:  # a full disk names no file by itself
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
         self._digest.update(content)
         self.bytes += len(content)
-        return self._file.write(content)
+        return len(content)
 
     def flush(self) -> None:
         """What pyarrow's stream writer calls."""

@@ -49,7 +49,10 @@ class Partition:
 
     def write(self, rows: np.ndarray | bytes, records: int) -> None:
         """Append whole CSV rows."""
-        self.file.write(rows)
+        try:
+            self.file.write(rows)
+        except OSError as error:  # a full disk names no file by itself
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
         self.digest.update(rows)
         self.size += len(rows)
         self.records += records

@@ -58,22 +58,17 @@ def read_records(chunks: Iterable[bytes], name: str) -> Iterator[Records]:
         records = _parse(block, name, offset, first_record)
         first_record += len(records)
         yield records
-    if not first_record:
-        raise UserError(f"{name}: empty; a FASTA file starts with '>'. Check the source")
 
 
 def _blocks(chunks: Iterable[bytes], name: str) -> Iterator[tuple[int, bytearray]]:
     """Cut the stream into whole records, about `BLOCK_BYTES` at a time, each with its byte offset."""
-    offset, pending = 0, bytearray()
-    started = False
+    offset, pending, started = 0, bytearray(), False
     for chunk in chunks:
         pending += chunk
-        if not started and (blank := len(pending) - len(pending.lstrip())) < len(pending):
-            del pending[:blank]
-            offset, started = blank, True
-            _check_start(pending, name)
         if len(pending) < BLOCK_BYTES:
             continue
+        if not started:
+            offset, started = _skip_to_start(pending, name), True
         end = pending.rfind(b"\n>") + 1
         if end:
             block, pending = pending[:end], pending[end:]
@@ -84,20 +79,26 @@ def _blocks(chunks: Iterable[bytes], name: str) -> Iterator[tuple[int, bytearray
                 f"{name}: no record ends in the {len(pending):,} bytes from byte offset {offset:,}; "
                 "this is not a protein FASTA (every record starts on a new line with '>')"
             )
-    if started:
-        yield offset, pending
+    if not started:
+        offset = _skip_to_start(pending, name)
+    yield offset, pending
 
 
-def _check_start(start: bytearray, name: str) -> None:
-    if start[0] == GREATER:
-        return
-    text = bytes(start[:512]).lower()
+def _skip_to_start(pending: bytearray, name: str) -> int:
+    """Drop blank lines before the first record; returns how many bytes. What follows must be a `>`."""
+    blank = len(pending) - len(pending.lstrip())
+    del pending[:blank]
+    if not pending:
+        raise UserError(f"{name}: empty; a FASTA file starts with '>'. Check the source")
+    if pending[0] == GREATER:
+        return blank
+    text = bytes(pending[:64]).lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
         raise UserError(
             f"{name}: a web page, not a FASTA (does a proxy or a login page stand in between?); "
             "open the address in a browser, or fetch the file another way and give its path to --source"
         )
-    raise UserError(f"{name}: not a FASTA: it starts with {bytes(start[:20])!r}, not with '>'")
+    raise UserError(f"{name}: not a FASTA: it starts with {bytes(pending[:20])!r}, not with '>'")
 
 
 @dataclass
