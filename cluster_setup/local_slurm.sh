@@ -101,7 +101,9 @@ start() {
   chmod 755 "$dir"
   write_configuration
   (umask 077 && head -c 1024 /dev/urandom >"$dir/munge.key")
-  munged --key-file="$dir/munge.key" --socket="$dir/munge.socket" --pid-file="$dir/munged.pid" \
+  trap stop_daemons EXIT # until all is up
+  # --force: munged refuses a folder that other users cannot enter; ours is for this user alone.
+  munged --force --key-file="$dir/munge.key" --socket="$dir/munge.socket" --pid-file="$dir/munged.pid" \
     --log-file="$dir/munged.log" --seed-file="$dir/munge.seed" --num-threads=2 >&2 2>&1
   slurmctld -f "$SLURM_CONF"
   local name
@@ -111,9 +113,10 @@ start() {
   done
   local deadline=$((SECONDS + 30))
   until [ "$(sinfo --noheader --format=%D --states=idle 2>/dev/null)" = "$nodes" ]; do
-    [ "$SECONDS" -lt "$deadline" ] || { stop; refuse "$dir: the nodes did not come up; see $dir/*.log"; }
+    [ "$SECONDS" -lt "$deadline" ] || refuse "$dir: the nodes did not come up; see $dir/*.log"
     sleep 0.2
   done
+  trap - EXIT
   say "$nodes nodes in partition dev; the next line points sbatch and squeue of this shell to them:"
   echo "export SLURM_CONF=$SLURM_CONF"
 }
@@ -127,20 +130,25 @@ status() {
 
 stop() {
   is_ours || refuse "$dir: no local Slurm there"
-  local name deadline=$((SECONDS + 20))
+  local deadline=$((SECONDS + 20))
   if is_running slurmctld; then
     squeue --noheader --format=%A | xargs -r scancel --signal=KILL --full 2>/dev/null || true
     squeue --noheader --format=%A | xargs -r scancel 2>/dev/null || true
     while [ -n "$(squeue --noheader 2>/dev/null)" ] && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.2; done
   fi
+  stop_daemons
+  rm -rf "$dir"
+  say "$dir: stopped and removed"
+}
+
+stop_daemons() {
+  local name deadline=$((SECONDS + 10))
   for name in $(node_names) slurmctld munged; do
     if is_running "$name"; then kill "$(cat "$dir/$name.pid")"; fi
   done
   for name in $(node_names) slurmctld munged; do
     while is_running "$name" && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.1; done
   done
-  rm -rf "$dir"
-  say "$dir: stopped and removed"
 }
 
 mark="# written by local_slurm.sh"

@@ -1,0 +1,232 @@
+"""Break the cluster while it trains: the run goes on and ends with the very losses of an undisturbed one.
+
+The quick cases always run. All of them, on three virtual nodes, with a table of what was lost:
+
+    SURVIVAL=all .venv/bin/python -m pytest tests/test_survival.py -s
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import run
+from local_slurm import LocalSlurm
+
+from esm2_hyperpod.checkpoints import list_checkpoints
+from esm2_hyperpod.run_report import read_metrics, read_run
+
+WRAPPERS = {"ddp": "2.train_ddp.sh", "fsdp": "3.train_fsdp.sh"}
+STEPS, SAVE_STEPS = 14, 4
+TINY = (
+    f"--model_size tiny --max_seq_length 128 --tokens_per_device 512 --global_batch_tokens 2048 "
+    f"--max_steps {STEPS} --save_steps {SAVE_STEPS} --logging_steps 1 --eval_strategy no --report_to none"
+).split()
+
+on_demand = pytest.mark.skipif(
+    os.environ.get("SURVIVAL") != "all", reason="minutes each: SURVIVAL=all runs it"
+)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory) -> LocalSlurm:
+    folder = tmp_path_factory.mktemp("survival")
+    cluster = LocalSlurm(folder)
+    csv, arrow = cluster.fsx / "csv", cluster.fsx / "processed" / "arrow"
+    synthetic = "--source synthetic --max_records 300 --num_partitions 2".split()
+    run("0.download_data.py", *synthetic, "--output_dir", csv)
+    run("1.tokenize_uniref_csv.py", "--input_dir", csv, "--output_dir", arrow)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm):
+    """The logged losses of a run that nothing happens to, for each trainer, made when first asked for."""
+    done = {}
+
+    def losses(trainer: str) -> list:
+        if trainer not in done:
+            output = slurm.fsx / f"{trainer}-undisturbed"
+            job = submit(slurm, trainer, output)
+            assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+            done[trainer] = logged_losses(output)
+            assert [step for step, *_ in done[trainer]] == [*range(1, STEPS + 1), STEPS]
+        return done[trainer]
+
+    return losses
+
+
+def submit(slurm: LocalSlurm, trainer: str, output: Path, *options: str) -> str:
+    return slurm.sbatch(*options, WRAPPERS[trainer], *TINY, "--output_dir", str(output))
+
+
+def logged_losses(output: Path) -> list[tuple]:
+    return [(line["step"], line.get("loss"), line.get("eval_loss")) for line in read_metrics(output)]
+
+
+def lost(output: Path, fault: str, step: int, since: float) -> None:
+    """One row of the table: seconds from the fault to the next new step, steps done twice, final loss."""
+    sessions = read_run(output)["sessions"]
+    redone = step - sessions[-1]["from_step"]
+    loss = logged_losses(output)[-1][-1]
+    print(f"\n| {fault} | {since:.0f} s | {redone} | {len(sessions)} | {loss!r} |")
+
+
+def goes_on(slurm: LocalSlurm, output: Path, job: str, trainer: str, fault: str, happened: float) -> float:
+    """Wait until a run has got further than before the fault; returns the seconds that took."""
+    reached = max(line["step"] for line in read_metrics(output))
+    sessions = len(read_run(output)["sessions"])
+    slurm.until(lambda: len(read_run(output)["sessions"]) > sessions, f"{fault}: a new start", job=job)
+    slurm.until_step(output, min(reached + 1, STEPS), job)
+    return time.monotonic() - happened
+
+
+@pytest.mark.parametrize("trainer", ["ddp", pytest.param("fsdp", marks=on_demand)])
+def test_killed_process(slurm, undisturbed, trainer):
+    output = slurm.fsx / f"{trainer}-killed-process"
+    job = submit(slurm, trainer, output)
+    slurm.until_step(output, 6, job)
+    slurm.kill_rank(1)
+    happened, step = time.monotonic(), logged_losses(output)[-1][0]
+    since = goes_on(slurm, output, job, trainer, "killed process", happened)
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    assert slurm.field(job, "Restarts") == "0"  # in the same allocation: seconds, not minutes
+    assert logged_losses(output) == undisturbed(trainer)
+    lost(output, f"{trainer}: process killed", step, since)
+
+
+NODES = [
+    ("ddp", "node2"),
+    pytest.param("ddp", "node1", marks=on_demand),  # the head: rendezvous and batch shell are gone
+    pytest.param("fsdp", "node2", marks=on_demand),
+]
+
+
+@pytest.mark.parametrize(("trainer", "node"), NODES)
+def test_lost_node(slurm, undisturbed, trainer, node):
+    output = slurm.fsx / f"{trainer}-lost-{node}"
+    job = submit(slurm, trainer, output, "--nodelist=node1", "--nodes=2")
+    slurm.until_step(output, 6, job)
+    nodes = slurm.run("scontrol", "show", "hostnames", slurm.field(job, "NodeList")).split()
+    assert nodes == ["node1", "node2"]
+    # On the survivor and the spare, not on the same two.
+    slurm.run("scontrol", "update", f"job={job}", "ReqNodeList=")
+    slurm.lose_node(node)
+    happened, step = time.monotonic(), logged_losses(output)[-1][0]
+    try:
+        since = goes_on(slurm, output, job, trainer, f"lost {node}", happened)
+        nodes = slurm.run("scontrol", "show", "hostnames", slurm.field(job, "NodeList")).split()
+        assert node not in nodes and "node3" in nodes
+        assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    finally:
+        slurm.return_node(node)
+    assert int(slurm.field(job, "Restarts")) >= 1
+    assert logged_losses(output) == undisturbed(trainer)
+    lost(output, f"{trainer}: {node} lost", step, since)
+
+
+@on_demand
+def test_scancel_signal_term(slurm, undisturbed):
+    output = slurm.fsx / "ddp-term"
+    job = submit(slurm, "ddp", output)
+    slurm.until_step(output, 6, job)
+    slurm.run("scancel", "--signal=TERM", job)
+    happened, step = time.monotonic(), logged_losses(output)[-1][0]
+    since = goes_on(slurm, output, job, "ddp", "SIGTERM", happened)
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    assert slurm.field(job, "Restarts") == "1"
+    assert logged_losses(output) == undisturbed("ddp")
+    lost(output, "ddp: scancel --signal=TERM", step, since)
+
+
+@pytest.mark.parametrize("trainer", [pytest.param("ddp", marks=on_demand), "fsdp"])
+def test_asked_to_stop_twice(slurm, undisturbed, trainer):
+    """SIGUSR1 to the batch shell is what Slurm sends before the time limit; sent here at a known step."""
+    output = slurm.fsx / f"{trainer}-twice"
+    job = submit(slurm, trainer, output)
+    for step in (3, 9):
+        slurm.until_step(output, step, job)
+        slurm.run("scancel", "--batch", "--signal=USR1", job)
+        happened = time.monotonic()
+        slurm.until(lambda: slurm.field(job, "JobState") == "PENDING", "the requeue", job=job)
+        stopped = logged_losses(output)[-1][0]
+        assert list_checkpoints(output)[-1].name == f"checkpoint-{stopped}"  # not a step is lost
+        since = goes_on(slurm, output, job, trainer, "asked to stop", happened)
+        lost(output, f"{trainer}: asked to stop near the time limit", stopped, since)
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    assert slurm.field(job, "Restarts") == "2"
+    assert logged_losses(output) == undisturbed(trainer)
+
+
+@on_demand
+def test_time_limit(slurm, undisturbed):
+    """Slurm's own clock: a limit of one minute, and the signal as soon as Slurm's rounding allows."""
+    output = slurm.fsx / "ddp-time-limit"
+    long = ["--max_steps", "400", "--save_steps", "100", "--stop_after_steps", "120"]
+    job = slurm.sbatch(
+        "--time=1", "--signal=B:USR1@30", "2.train_ddp.sh", *TINY, *long, "--output_dir", str(output)
+    )
+    slurm.until(lambda: slurm.field(job, "Restarts") == "2", "two requeues", 300, job)
+    slurm.run("scontrol", "update", f"job={job}", "TimeLimit=10")
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    assert "CANCELLED" not in slurm.log(job)
+    steps = [session["from_step"] for session in read_run(output)["sessions"]]
+    assert 0 == steps[0] < steps[1] < steps[2]
+    print(f"\n| ddp: time limit, twice | sessions began at {steps} | {logged_losses(output)[-1][-1]!r} |")
+
+
+@on_demand
+def test_torn_checkpoint(slurm, undisturbed):
+    output = slurm.fsx / "ddp-torn"
+    job = submit(slurm, "ddp", output)
+    slurm.until_step(output, 10, job)
+    slurm.run("scancel", "--signal=KILL", "--full", job)
+    slurm.run("scancel", job)
+    slurm.wait(job)
+    newest = list_checkpoints(output)[-1]
+    weights = newest / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    job = submit(slurm, "ddp", output)
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    assert f"{newest.name}: passed over" in slurm.log(job)
+    assert logged_losses(output) == undisturbed("ddp")
+    lost(output, "ddp: newest checkpoint torn", 10, 0)
+
+
+@on_demand
+def test_disk_full_at_a_checkpoint(slurm, undisturbed):
+    small = slurm.fsx / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a small file system here")
+    try:
+        output = small / "ddp"
+        job = submit(slurm, "ddp", output)
+        assert slurm.wait(job) == "FAILED"
+        assert "No space left on device" in slurm.log(job)
+        subprocess.run(["mount", "-o", "remount,size=200m", str(small)], check=True)
+        job = submit(slurm, "ddp", output)
+        assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+        assert logged_losses(output) == undisturbed("ddp")
+        lost(output, "ddp: disk full, then space again", 0, 0)
+        shutil.copytree(output, slurm.fsx / "ddp-disk-full")
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@on_demand
+def test_submitted_twice(slurm, undisturbed):
+    output = slurm.fsx / "ddp-twice-submitted"
+    first = submit(slurm, "ddp", output, "--nodes=1")
+    slurm.until_step(output, 1, first)
+    second = submit(slurm, "ddp", output, "--nodes=1")
+    assert slurm.wait(second) == "FAILED"
+    assert "another process is writing there" in slurm.log(second)
+    assert slurm.wait(first) == "COMPLETED", slurm.log(first)
+    assert len(read_run(output)["sessions"]) == 1
+    assert json.dumps(logged_losses(output)[-1][0]) == str(STEPS)
