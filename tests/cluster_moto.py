@@ -1,13 +1,14 @@
 """moto's AWS server on loopback, with what it lacks and a HyperPod cluster needs.
 
-moto has no FSx file system in CloudFormation, no ListServiceQuotas, and no default for ThreadsPerCore;
-all three are added here, the first on top of moto's own FSx, the second as a table the tests set.
+moto has no FSx file system in CloudFormation, no ListServiceQuotas (here a table the tests set), no default
+for ThreadsPerCore, and cannot delete a stack's route tables, without which the VPC stays.
 """
 
 import json
 
 import boto3
 from moto.core.common_models import CloudFormationModel
+from moto.ec2.models.route_tables import RouteTable
 from moto.fsx.models import FileSystem, FSxBackend, fsx_backends
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 from moto.sagemaker.models import SageMakerModelBackend
@@ -94,10 +95,15 @@ def _file_system_backups(self, backup_ids, filters=None, max_results=None, next_
 
 def _create_cluster(self, cluster_name, instance_groups, vpc_config, tags):
     groups = [{"ThreadsPerCore": 2} | group for group in instance_groups]
-    return moto_create_cluster(self, cluster_name, groups, vpc_config, tags)
+    return _moto_create_cluster(self, cluster_name, groups, vpc_config, tags)
 
 
-moto_create_cluster = SageMakerModelBackend.create_cluster
+def _delete_route_table(self, account_id, region):
+    self._associations.clear()
+    self.ec2_backend.delete_route_table(self.id)
+
+
+_moto_create_cluster = SageMakerModelBackend.create_cluster
 
 
 def start_server() -> tuple[ThreadedMotoServer, str]:
@@ -105,6 +111,7 @@ def start_server() -> tuple[ThreadedMotoServer, str]:
     ServiceQuotasResponse.list_service_quotas = _list_service_quotas
     FSxBackend.describe_backups = _file_system_backups
     SageMakerModelBackend.create_cluster = _create_cluster
+    RouteTable.delete = _delete_route_table
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
