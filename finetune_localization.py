@@ -12,6 +12,7 @@ run.json. The same command again goes on from the newest whole checkpoint. Exit 
 continued.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import HfArgumentParser, set_seed
@@ -22,7 +23,17 @@ from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.localization_arguments import FinetuningArguments
 from esm2_hyperpod.localization_data import read_hub_dataset, read_proteins
 from esm2_hyperpod.localization_encoding import EncodedProteins
-from esm2_hyperpod.localization_model import Lora, Settings, build, four_bit_weights, load_tuned, saved_in
+from esm2_hyperpod.localization_merge import merge_adapter
+from esm2_hyperpod.localization_model import (
+    Lora,
+    Settings,
+    build,
+    four_bit_weights,
+    is_tuned,
+    load_tuned,
+    read_adapter_settings,
+    saved_in,
+)
 from esm2_hyperpod.localization_prediction import predict_file, predict_logits
 from esm2_hyperpod.localization_results import save_tuned, write_results
 from esm2_hyperpod.localization_split import Splits, make_splits, read_splits, write_splits
@@ -52,10 +63,17 @@ def main() -> int | None:
 def run(args: FinetuningArguments) -> int | None:
     tuned = Path(args.model_name_or_path)
     if args.train_file or args.dataset_name:
+        if is_tuned(args.model_name_or_path):
+            adapter = read_adapter_settings(tuned)
+            args.tuning, args.pooling = adapter.tuning, adapter.pooling
         exit_code = finetune(args)
         if exit_code:
             return exit_code
         tuned = saved_in(Path(args.output_dir), args.tuning)
+    if args.merge_adapter and args.process_index == 0:
+        merged = Path(args.output_dir) / "merged"
+        merge_adapter(tuned, merged)
+        print(f"{merged}: loads with AutoModelForSequenceClassification, no peft needed", flush=True)
     if args.predict_file:
         predict(args, tuned)
     return None
@@ -77,15 +95,7 @@ def finetune(args: FinetuningArguments) -> int | None:
     # The data: rank 0 splits it, the others read what it wrote.
     with args.main_process_first(local=False, desc="splitting the proteins"):
         splits = read_or_make_splits(args, output_dir / "splits")
-    settings = Settings(
-        base=args.model_name_or_path,
-        labels=list(splits.facts["labels"]),
-        multi_label=False,
-        tuning=args.tuning,
-        pooling=args.pooling,
-        max_seq_length=args.max_seq_length,
-        crop=args.crop,
-    )
+    settings, adapter = start_from(args, labels=list(splits.facts["labels"]))
     train, validation, test = (
         EncodedProteins(part, settings) for part in (splits.train, splits.validation, splits.test)
     )
@@ -94,7 +104,7 @@ def finetune(args: FinetuningArguments) -> int | None:
 
     set_seed(args.seed)
     lora = Lora(args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets)
-    model = build(settings, lora, args.device)
+    model = build(settings, lora, args.device, adapter)
     weights = balanced_weights(train.targets) if args.class_weights == "balanced" else None
     stop = StopRequests(output_dir, args.max_minutes, args.save_minutes)
     callbacks = [stop, StopWhenStale(args.early_stopping_patience * args.eval_steps)]
@@ -123,6 +133,21 @@ def finetune(args: FinetuningArguments) -> int | None:
         trainer.say(f"done: {saved_in(output_dir, args.tuning)}")
     trainer.barrier()
     return None
+
+
+def start_from(args: FinetuningArguments, labels: list[str]) -> tuple[Settings, Path | None]:
+    """What is trained, and the adapter to continue where --model_name_or_path is one."""
+    folder = Path(args.model_name_or_path)
+    base = str(folder.resolve()) if folder.exists() else args.model_name_or_path
+    if not is_tuned(base):
+        return Settings(base, labels, False, args.tuning, args.pooling, args.max_seq_length, args.crop), None
+    old = read_adapter_settings(folder)
+    if old.labels != labels:
+        raise UserError(
+            f"{folder}: knows the labels {', '.join(old.labels)}; these proteins have {', '.join(labels)}; "
+            f"start from {old.base} instead"
+        )
+    return replace(old, max_seq_length=args.max_seq_length, crop=args.crop, temperature=1.0), folder
 
 
 def read_or_make_splits(args: FinetuningArguments, folder: Path) -> Splits:
@@ -185,7 +210,7 @@ def predict(args: FinetuningArguments, tuned: Path) -> None:
     model, settings = load_tuned(tuned, args.device)
     count = predict_file(model, settings, Path(args.predict_file), output, weights=tuned)
     if args.process_index == 0:
-        print(f"{output}: {count:,} proteins", flush=True)
+        print(f"{output}: {count:,} proteins" if count else f"{output}: finished already", flush=True)
 
 
 if __name__ == "__main__":

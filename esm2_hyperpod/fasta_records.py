@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from isal import igzip
+from isal import igzip, isal_zlib
 
 from esm2_hyperpod.errors import UserError
 
@@ -41,7 +41,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
             yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); is it the right file?") from None
-    except (EOFError, zlib.error, igzip.BadGzipFile, igzip.IsalError) as error:
+    except (EOFError, zlib.error, isal_zlib.error, igzip.BadGzipFile) as error:
         raise UserError(
             f"{path}: the gzip stream is damaged or cut short ({error}); fetch it again"
         ) from None

@@ -30,6 +30,7 @@ class FinetuningArguments(TrainingArguments):
     )
     split: str = option("similarity", "How absent splits are split off: similarity or random.", METHODS)
     predict_file: str | None = option(None, "With --do_predict: FASTA, predicted into predictions.csv.")
+    merge_adapter: bool = option(False, "Also write merged/, a plain model that needs no peft.")
     max_seq_length: int = option(1024, "Tokens, <cls> and <eos> included; longer proteins are cropped.")
     crop: str = option("ends", "What a long protein keeps: both ends, its start or its end.", CROPS)
 
@@ -68,7 +69,7 @@ class FinetuningArguments(TrainingArguments):
             )
         if self.train_file and self.dataset_name:
             raise UserError("--train_file and --dataset_name: give one of them")
-        if not (self.train_file or self.dataset_name or self.predict_file):
+        if not (self.train_file or self.dataset_name or self.predict_file or self.merge_adapter):
             raise UserError(
                 "nothing to do: give --train_file (labelled proteins) or --predict_file (proteins to predict)"
             )

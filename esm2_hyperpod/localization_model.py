@@ -86,17 +86,32 @@ def read_settings(folder: Path) -> Settings:
         raise UserError(f"{path}: damaged ({error}); train again") from None
 
 
+def read_adapter_settings(folder: Path) -> Settings:
+    """As `read_settings`; raises `UserError` also where `folder` is a tuned model but no adapter."""
+    settings = read_settings(folder)
+    if not (folder / ADAPTER).is_file():
+        raise UserError(f"{folder}: a whole tuned model, no adapter; only an adapter/ folder will do here")
+    return settings
+
+
 def is_tuned(name_or_path: str) -> bool:
     """Whether a folder was written by the fine-tuning script, not by pretraining or the hub."""
     return (Path(name_or_path) / SETTINGS).is_file()
 
 
-def build(settings: Settings, lora: Lora, device: torch.device) -> EsmForSequenceClassification | PeftModel:
+def build(
+    settings: Settings, lora: Lora, device: torch.device, adapter: Path | None = None
+) -> EsmForSequenceClassification | PeftModel:
     """A model ready for training: base weights, fresh pooling and head, LoRA where `tuning` asks for it.
 
+    With `adapter`, that folder's LoRA, pooling and head instead of fresh ones.
     Raises `UserError` if the base cannot be loaded.
     """
     model = load_base(settings, device)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+        choose_trainable(model, settings)
+        return model
     _start_pooling(model, settings.pooling)
     if settings.tuning in ADAPTER_TUNINGS:
         base_layers = model.config.num_hidden_layers - (settings.pooling != "cls")

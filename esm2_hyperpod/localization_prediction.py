@@ -71,8 +71,9 @@ def predict_file(model: torch.nn.Module, settings: Settings, fasta: Path, output
     """Write `output` (id, label, the probability of each label), one row a record of `fasta`, in its order.
 
     Memory does not grow with the file. Rows go to `OUTPUT.partial`, a whole chunk at a time, and an
-    interrupted run goes on after the last whole chunk, provided that file and model are the same.
-    `weights` is the folder the model was loaded from. Returns the number of proteins; all ranks take part.
+    interrupted run goes on after the last whole chunk, provided that file and model are the same; so does a
+    finished one, which then has nothing to do. `weights` is the folder the model was loaded from.
+    Returns the number of proteins predicted now; all ranks take part.
 
     Raises `UserError` if `fasta` is no FASTA file.
     """
@@ -80,9 +81,13 @@ def predict_file(model: torch.nn.Module, settings: Settings, fasta: Path, output
         raise UserError(f"--predict_file {fasta}: no such file")
     partial = output.with_name(output.name + ".partial")
     asked = {"file": _fingerprint(fasta), "model": _digest(weights), "labels": settings.labels}
-    done = _shared(_resume(partial, asked, settings) if rank() == 0 else None)
+    record = output.with_suffix(".json")
+    done = _shared(_resume(partial, asked, settings, output, record) if rank() == 0 else None)
+    if done is None:
+        return 0
     records = itertools.islice(read_records(fasta), done, None)
     bar = tqdm(initial=done, unit=" proteins", desc=f"predicting {fasta.name}", disable=rank() > 0)
+    start = done
     for chunk in _chunks(records):
         sequences = ["".join(record.sequence.split()).upper().rstrip("*") for record in chunk]
         ids = [encode(crop(text, settings.max_seq_length, settings.crop).encode()) for text in sequences]
@@ -94,10 +99,10 @@ def predict_file(model: torch.nn.Module, settings: Settings, fasta: Path, output
     bar.close()
     if rank() == 0:
         partial.replace(output)
-        _progress_file(partial).unlink()
+        _progress_file(partial).replace(record)
     if dist.is_initialized():
         dist.barrier()
-    return done
+    return done - start
 
 
 def csv_header(settings: Settings) -> list[str]:
@@ -125,30 +130,38 @@ def _csv_rows(chunk: Sequence[Record], sequences: Sequence[str], rows: np.ndarra
     return text.getvalue()
 
 
-def _resume(partial: Path, asked: dict, settings: Settings) -> int:
-    """Prepare `partial`; the number of proteins it already holds in whole chunks."""
+def _resume(partial: Path, asked: dict, settings: Settings, output: Path, record: Path) -> int | None:
+    """Prepare `partial`; the number of proteins it already holds in whole chunks, None if all is done."""
+    if output.is_file() and _holds(record, asked):
+        return None
+    if partial.is_file() and _holds(_progress_file(partial), asked):
+        kept = _keep_whole_chunks(partial)
+        if kept:
+            return kept
     header = io.StringIO()
     csv.writer(header, lineterminator="\n").writerow(csv_header(settings))
+    partial.unlink(missing_ok=True)
+    write_json_atomically(_progress_file(partial), asked)
+    _append(partial, header.getvalue())
+    return 0
+
+
+def _holds(path: Path, asked: dict) -> bool:
     try:
-        same = json.loads(_progress_file(partial).read_text(encoding="utf-8")) == asked
-        lines = partial.read_text(encoding="utf-8").count("\n") - 1 if same else -1
+        return json.loads(path.read_text(encoding="utf-8")) == asked
     except (OSError, ValueError):
-        lines = -1
-    if lines < 0:
-        partial.unlink(missing_ok=True)
-        write_json_atomically(_progress_file(partial), asked)
-        _append(partial, header.getvalue())
-        return 0
-    done = lines // CHUNK * CHUNK
-    _keep_lines(partial, 1 + done)
-    return done
+        return False
 
 
-def _keep_lines(path: Path, count: int) -> None:
-    with open(path, "rb+") as file:
-        for _ in range(count):
+def _keep_whole_chunks(partial: Path) -> int:
+    with open(partial, "rb+") as file:
+        whole_rows = sum(line.endswith(b"\n") for line in file) - 1
+        kept = max(whole_rows, 0) // CHUNK * CHUNK
+        file.seek(0)
+        for _ in range(1 + kept):
             file.readline()
         file.truncate(file.tell())
+    return kept
 
 
 def _append(path: Path, text: str) -> None:

@@ -106,8 +106,11 @@ def _folds(proteins: list[Protein], method: str, seed: int) -> tuple[np.ndarray,
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")  # it still goes to some fold
-        for number, (_, inside) in enumerate(splitter.split(labels, labels, groups)):
-            folds[inside] = number
+        parts = [inside for _, inside in splitter.split(labels, labels, groups)]
+    # A group too large for a fold makes an oversized one: sorted to the end, it is left to training.
+    parts.sort(key=lambda inside: abs(len(inside) - len(proteins) / FOLDS))
+    for number, inside in enumerate(parts):
+        folds[inside] = number
     return folds, description
 
 
