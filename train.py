@@ -8,6 +8,9 @@ Writes to --output_dir: checkpoint-N/, final_model/, metrics.jsonl, training_cur
 The same command again goes on from the newest whole checkpoint. Exit code 75: saved, to be continued.
 """
 
+import hashlib
+import json
+import shutil
 from pathlib import Path
 
 from transformers import EarlyStoppingCallback, set_seed
@@ -17,12 +20,12 @@ from esm2_hyperpod.artifacts import check_same_options, only_writer, package_ver
 from esm2_hyperpod.command_line import parse
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.final_model import FINAL_MODEL, save_final_model
-from esm2_hyperpod.pretraining import PretrainingTrainer, build_model, lay_out
+from esm2_hyperpod.pretraining import PretrainingTrainer, build_model, open_split
 from esm2_hyperpod.pretraining_arguments import PretrainingArguments
-from esm2_hyperpod.sequence_store import SequenceStore
 from esm2_hyperpod.sharding import SaySharding, enable_fsdp_on_cpu
 from esm2_hyperpod.stopping import StopAfter, StopRequests, leave
 from esm2_hyperpod.throughput import device_name
+from esm2_hyperpod.validation import SEED as VALIDATION_SEED
 from esm2_hyperpod.validation import residue_frequency_entropy
 
 
@@ -44,20 +47,22 @@ def pretrain(args: PretrainingArguments) -> int | None:
     is_main = args.process_index == 0
     tokenize = "python 1.tokenize_uniref_csv.py"
 
-    # The data: sequences, and the packs that an epoch visits.
+    # The data, and the packs that an epoch visits.
     manifest = read_manifest(dataset_dir, made_by=tokenize)
-    store, validation_store = (SequenceStore(dataset_dir / split) for split in ("train", "validation"))
-    if not len(store):
+    asked = {**args.identity(), "dataset": manifest["content_digest"]}
+    plans = output_dir / ".plans" / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+    train = open_split(dataset_dir / "train", args, args.seed, plans)
+    validation = open_split(dataset_dir / "validation", args, VALIDATION_SEED, plans)
+    if train is None:
         raise UserError(f"{dataset_dir}/train: no sequences; make them with: {tokenize}")
-    if not len(validation_store):
-        validation_store, args.eval_strategy = None, "no"
-    layout = lay_out(store.lengths(), args, args.seed)
+    if validation is None:
+        args.eval_strategy = "no"
     counts = manifest["token_counts"]
     entropy = residue_frequency_entropy(counts["train"], counts["validation"])
-    args.set_steps(layout.packs)
+    args.set_steps(train.packs.packs_per_epoch)
 
     # Is this the run that the folder holds, and is there anything left to do?
-    options = {**args.identity(), "dataset": manifest["content_digest"]}
+    options = {**asked, **args.identity()}
     earlier = run_report.read_run(output_dir)
     if earlier is not None:
         check_same_options(output_dir, earlier["options"], options, start_over=f"rm -r {output_dir}")
@@ -72,16 +77,16 @@ def pretrain(args: PretrainingArguments) -> int | None:
     callbacks = [SaySharding(), stop, StopAfter(args.last_step)]
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
-    trainer = PretrainingTrainer(model, args, store, layout, validation_store, entropy, callbacks)
+    trainer = PretrainingTrainer(model, args, train, validation, entropy, callbacks)
     checkpoint = trainer.resume_point()
     if is_main:
         run_report.begin_run(output_dir, options, facts(args, manifest), trainer.first_step)
-        epochs = args.last_step * args.packs_per_step / layout.packs
+        epochs = args.last_step * args.packs_per_step / train.packs.packs_per_epoch
         trainer.say(
-            f"{model.num_parameters():,} parameters; {len(store):,} sequences in {layout.packs:,} packs of "
-            f"{args.tokens_per_device:,} tokens; {args.world_size} process(es), {device_name(args.device)}; "
-            f"{args.last_step:,} steps of {args.global_batch_tokens:,} tokens ({epochs:.2f} epochs), "
-            f"warm-up {args.warmup_steps:,.0f}"
+            f"{model.num_parameters():,} parameters; {len(train.store):,} sequences in "
+            f"{train.packs.packs_per_epoch:,} packs of {args.tokens_per_device:,} tokens; "
+            f"{args.world_size} process(es), {device_name(args.device)}; {args.last_step:,} steps of "
+            f"{args.global_batch_tokens:,} tokens ({epochs:.2f} epochs), warm-up {args.warmup_steps:,.0f}"
         )
 
     stop.listen()
@@ -91,7 +96,7 @@ def pretrain(args: PretrainingArguments) -> int | None:
             run_report.end_run(output_dir, run_report.CONTINUED, steps=trainer.state.global_step)
         return leave(stop)
 
-    metrics = trainer.evaluate_once() if validation_store is not None else {}
+    metrics = trainer.evaluate_once() if validation is not None else {}
     save_final_model(trainer.model, model.config, output_dir)
     if is_main:
         steps = trainer.state.global_step
@@ -103,6 +108,7 @@ def pretrain(args: PretrainingArguments) -> int | None:
             frequency_entropy=entropy,
             **metrics,
         )
+        shutil.rmtree(output_dir / ".plans", ignore_errors=True)
         trainer.say(f"done: {output_dir / FINAL_MODEL}")
     return None
 

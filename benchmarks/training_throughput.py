@@ -105,10 +105,9 @@ def make_batches(sequences, tokens: int, rank: int, ranks: int, device: torch.de
     plan = plan_epoch(layout, 0, 0)
     common = {
         "store": sequences,
-        "lengths": lengths,
         "tokens": tokens,
         "longest": LONGEST,
-        "sequences_per_pack": layout.most_sequences,
+        "most_sequences": layout.most_sequences + tokens // LONGEST,
         "seed": 0,
         "mask_probability": 0.15,
         "mask_replace": "all_tokens",
@@ -210,7 +209,7 @@ def print_table(args: argparse.Namespace, runs: dict[str, Variant], device: torc
     base = next(iter(runs.values())).figure("residues")
     peak = peak_tflops(device_name(device))
     print(
-        f"{args.model_size}, {args.tokens:,} tokens a micro-batch, {ranks} process(es), {device_name(device)}, "
+        f"{args.model_size}, {args.tokens:,} tokens, {ranks} process(es) on {device_name(device)}, "
         f"{'bf16' if device.type == 'cuda' else 'fp32'}, torch {torch.__version__}; "
         f"sequences: {args.fasta.name if args.fasta else 'random, seeded'}; "
         f"median of {args.rounds - 1} turns of {args.steps} steps"

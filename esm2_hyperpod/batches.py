@@ -20,17 +20,15 @@ class BatchMaker:
 
     Attributes:
         store: token ids of each sequence, uint8.
-        lengths: number of tokens of each sequence, int32.
         tokens: size of a pack.
-        sequences_per_pack: upper bound, so that `cu_seqlens` always has one shape.
+        most_sequences: of a pack, its padding included, so that `cu_seqlens` has one shape.
         longest: tokens after which a sequence is cropped at random.
     """
 
     store: Sequence[np.ndarray]
-    lengths: np.ndarray
     tokens: int
     longest: int
-    sequences_per_pack: int
+    most_sequences: int
     seed: int
     mask_probability: float
     mask_replace: str
@@ -39,14 +37,15 @@ class BatchMaker:
     def __getitem__(self, key: tuple[int, np.ndarray]) -> dict[str, torch.Tensor | int | Counts]:
         """One micro-batch, with its `counts` for the throughput figures (see `throughput.Counts`)."""
         epoch, indices = key
-        full = self.lengths[indices]
+        sequences = [self.store[index] for index in indices.tolist()]
+        full = np.asarray([len(sequence) for sequence in sequences], dtype=np.int64)
         starts = crop_starts(full, indices, self.longest, self.seed, epoch)
-        lengths = np.minimum(full, self.longest).astype(np.int64)
+        lengths = np.minimum(full, self.longest)
         tokens = np.concatenate(
             [np.zeros(0, dtype=np.uint8)]
             + [
-                self.store[index][start : start + length].astype(np.uint8, copy=False)
-                for index, start, length in zip(indices.tolist(), starts.tolist(), lengths.tolist())
+                sequence[start : start + length].astype(np.uint8, copy=False)
+                for sequence, start, length in zip(sequences, starts.tolist(), lengths.tolist())
             ]
         )
         masked, labels = mask_tokens(
@@ -69,7 +68,7 @@ class BatchMaker:
         tails = np.full(gap // self.longest + (gap % self.longest > 0), self.longest)
         tails[-1:] = gap - tails[:-1].sum()
         lengths = np.concatenate([lengths, tails])
-        borders = np.full(self.sequences_per_pack + gap_sequences(self.tokens, self.longest) + 1, self.tokens)
+        borders = np.full(max(self.most_sequences, len(lengths)) + 1, self.tokens)
         borders[: len(lengths) + 1] = np.concatenate([[0], np.cumsum(lengths)])
         positions = np.arange(self.tokens) - np.repeat(borders[: len(lengths)], lengths)
         return {
@@ -92,8 +91,3 @@ class BatchMaker:
             "attention_mask": torch.from_numpy(real.astype(np.int64)),
             "labels": torch.from_numpy(padded_labels),
         }
-
-
-def gap_sequences(tokens: int, longest: int) -> int:
-    """How many sequences of padding the unfilled end of a pack can need at most."""
-    return -(-tokens // longest)

@@ -1,28 +1,55 @@
 """The endless sequence of packs a run visits, and each rank's part of it."""
 
+import bisect
 from collections.abc import Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
 
-from esm2_hyperpod.packing import EpochPlan, Layout, plan_epoch
+from esm2_hyperpod.epoch_plans import EpochPlans, SharedPlans
+from esm2_hyperpod.packing import EpochPlan
 
 
 class PackStream:
-    """Pack number g of an endless run: epoch g // packs, position g % packs. Nothing is left out."""
+    """The packs of all epochs, one after the other without end. Nothing is left out."""
 
-    def __init__(self, layout: Layout, seed: int):
-        self.layout = layout
-        self._seed = seed
-        self._epoch = -1
-        self._plan: EpochPlan | None = None
+    def __init__(self, plans: EpochPlans | SharedPlans):
+        self._plans = plans
+        self._plan = plans[0]
+        self._epoch = 0
+        self._ends = [len(self._plan)]  # number of packs up to and with each epoch
+
+    @property
+    def packs_per_epoch(self) -> int:
+        """Packs of the first epoch; with clusters, the others differ a little."""
+        return self._ends[0]
+
+    def most_sequences(self) -> int:
+        """The largest number of sequences in a pack of the first epoch."""
+        return int(np.diff(self._plan_of(0).pack_starts).max())
 
     def __getitem__(self, number: int) -> tuple[int, np.ndarray]:
         """(epoch, sequence indices of the pack)."""
-        epoch, position = divmod(number, self.layout.packs)
+        epoch, position = self._locate(number)
+        return epoch, self._plan_of(epoch)[position]
+
+    def epochs(self, packs: int) -> float:
+        """Passes over the data that so many packs are."""
+        epoch, position = self._locate(packs)
+        return epoch + min(1.0, position / self._ends[0])
+
+    def _locate(self, number: int) -> tuple[int, int]:
+        if self._plans.alike:
+            return divmod(number, self._ends[0])
+        while number >= self._ends[-1]:
+            self._ends.append(self._ends[-1] + len(self._plan_of(len(self._ends))))
+        epoch = bisect.bisect_right(self._ends, number)
+        return epoch, number - (self._ends[epoch - 1] if epoch else 0)
+
+    def _plan_of(self, epoch: int) -> EpochPlan:
         if epoch != self._epoch:
-            self._plan, self._epoch = plan_epoch(self.layout, self._seed, epoch), epoch
-        return epoch, self._plan[position]
+            self._plan, self._epoch = self._plans[epoch], epoch
+        return self._plan
 
 
 class StepSampler(Sampler):

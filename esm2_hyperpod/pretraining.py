@@ -1,7 +1,10 @@
 """Masked-LM pretraining with the Hugging Face Trainer, over packs."""
 
+import math
 import time
+from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +14,8 @@ from transformers import EsmForMaskedLM
 
 from esm2_hyperpod import validation
 from esm2_hyperpod.batches import BatchMaker
+from esm2_hyperpod.clusters import CLUSTER_OF_ROW
+from esm2_hyperpod.epoch_plans import EpochPlans, SharedPlans
 from esm2_hyperpod.model import build_config, check_model_folder
 from esm2_hyperpod.pack_stream import PackStream, StepSampler
 from esm2_hyperpod.packed_esm import PackedEsmForMaskedLM, masked_lm_loss
@@ -21,6 +26,9 @@ from esm2_hyperpod.run_report import plot_training_curve
 from esm2_hyperpod.schedule import SCHEDULES
 from esm2_hyperpod.sequence_store import SequenceStore
 from esm2_hyperpod.throughput import Meter
+
+# Below so many sequences each process plans by itself in less than the time it takes to wait for another.
+SHARED_FROM = 1_000_000
 
 
 def build_model(args: PretrainingArguments) -> EsmForMaskedLM:
@@ -39,35 +47,63 @@ def build_model(args: PretrainingArguments) -> EsmForMaskedLM:
     return model
 
 
-def lay_out(lengths: np.ndarray, args: PretrainingArguments, seed: int) -> Layout:
-    """Packs, or rows to be padded with `--packing false`, of one split."""
-    cropped = np.minimum(lengths, args.max_seq_length)
-    if args.packing:
-        return packed_layout(cropped, args.tokens_per_device, seed)
-    return padded_layout(cropped, args.tokens_per_device)
+@dataclass(frozen=True)
+class Split:
+    """Sequences, the packs an epoch visits, and the maker of their micro-batches."""
+
+    store: SequenceStore
+    packs: PackStream
+    batches: BatchMaker
 
 
-def make_batches(store: SequenceStore, layout: Layout, args: PretrainingArguments, seed: int) -> BatchMaker:
-    """The micro-batches of one split."""
-    return BatchMaker(
+def open_split(folder: Path, args: PretrainingArguments, seed: int, plans_folder: Path) -> Split | None:
+    """Open a split of step 1, or None if it is empty.
+
+    With a `cluster_of_row.npy` beside it, an epoch takes one member of each cluster.
+
+    Args:
+        seed: of packs, crops and masks.
+        plans_folder: where processes share plans; its name must tell runs with other options apart.
+    """
+    store = SequenceStore(folder)
+    if not len(store):
+        return None
+
+    def lengths() -> np.ndarray:
+        return np.minimum(store.lengths(), args.max_seq_length)
+
+    def layout(lengths: np.ndarray) -> Layout:
+        if args.packing:
+            return packed_layout(lengths, args.tokens_per_device, seed)
+        return padded_layout(lengths, args.tokens_per_device)
+
+    clusters = folder / CLUSTER_OF_ROW
+    plans = EpochPlans(lengths, layout, seed, np.load(clusters, mmap_mode="r") if clusters.exists() else None)
+    if args.world_size > 1 and len(store) >= SHARED_FROM:
+        plans = SharedPlans(plans, plans_folder / folder.name, maker=args.process_index == 0)
+    packs = PackStream(plans)
+    tails = math.ceil(
+        args.tokens_per_device / args.max_seq_length
+    )  # an empty end is so many sequences at most
+    batches = BatchMaker(
         store=store,
-        lengths=store.lengths(),
         tokens=args.tokens_per_device,
         longest=args.max_seq_length,
-        sequences_per_pack=layout.most_sequences,
+        most_sequences=packs.most_sequences() + tails,
         seed=seed,
         mask_probability=args.mlm_probability,
         mask_replace=args.mask_replace,
         packing=args.packing,
     )
+    return Split(store, packs, batches)
 
 
 class PretrainingTrainer(ResumableTrainer):
     """Trainer over packs, whose losses do not depend on how the global batch is divided.
 
     Args:
-        store, layout: the training sequences and their packs.
-        validation_store: the validation sequences, or None to do without.
+        train_split: what is learned from.
+        validation_split: what is evaluated on, or None to do without.
         frequency_entropy: of the validation residues, in nats; a line in the training curve.
     """
 
@@ -75,25 +111,21 @@ class PretrainingTrainer(ResumableTrainer):
         self,
         model: EsmForMaskedLM,
         args: PretrainingArguments,
-        store: SequenceStore,
-        layout: Layout,
-        validation_store: SequenceStore | None,
+        train_split: Split,
+        validation_split: Split | None,
         frequency_entropy: float | None,
         callbacks: list,
     ):
         # Trainer wants to be given data sets; it reads them through the loaders below alone.
-        super().__init__(model, args, train_dataset=store, eval_dataset=validation_store, callbacks=callbacks)
+        super().__init__(
+            model, args, train_dataset=train_split, eval_dataset=validation_split, callbacks=callbacks
+        )
         self.model_accepts_loss_kwargs = True  # makes Trainer count the masked tokens of all ranks
-        self._layout = layout
-        self._batches = make_batches(store, layout, args, args.seed)
+        self._train_split = train_split
+        self._validation_split = validation_split
         self._meter = Meter(model.config, args.device)
         self._frequency_entropy = frequency_entropy
         self._last_evaluation: tuple[int, dict[str, float]] = (-1, {})
-        self._validation = None
-        if validation_store is not None:
-            validation_layout = lay_out(validation_store.lengths(), args, validation.SEED)
-            self._validation_stream = PackStream(validation_layout, validation.SEED)
-            self._validation = make_batches(validation_store, validation_layout, args, validation.SEED)
 
     # ---- data ----------------------------------------------------------------------------------
 
@@ -101,14 +133,14 @@ class PretrainingTrainer(ResumableTrainer):
         """This rank's micro-batches, from `first_step` to the last step of this run."""
         args = self.args
         sampler = StepSampler(
-            PackStream(self._layout, args.seed),
+            self._train_split.packs,
             args.packs_per_step,
             args.max_steps,
             range(self.first_step, args.last_step),
             args.process_index,
             args.world_size,
         )
-        return self._loader(self._batches, sampler)
+        return self._loader(self._train_split.batches, sampler)
 
     def _loader(self, batches: BatchMaker, sampler) -> DataLoader:
         return DataLoader(
@@ -167,7 +199,7 @@ class PretrainingTrainer(ResumableTrainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """`validation.validate` of the validation split, logged, with the training curve redrawn."""
-        assert self._validation is not None and metric_key_prefix == "eval"
+        assert self._validation_split is not None and metric_key_prefix == "eval"
         start = time.perf_counter()
         metrics = validation.validate(self.model, self._validation_batches(), self.args.device)
         self._last_evaluation = self.state.global_step, dict(metrics)
@@ -185,10 +217,10 @@ class PretrainingTrainer(ResumableTrainer):
         return self._last_evaluation[1]
 
     def _validation_batches(self):
-        stream, args = self._validation_stream, self.args
-        numbers = validation.share_of_packs(stream.layout.packs, args.process_index, args.world_size)
-        keys = [(validation.EPOCH, stream[max(number, 0)][1]) for number in numbers]
-        for number, batch in zip(numbers, self._loader(self._validation, keys)):
+        packs, args = self._validation_split.packs, self.args
+        numbers = validation.share_of_packs(packs.packs_per_epoch, args.process_index, args.world_size)
+        keys = [(validation.EPOCH, packs[max(number, 0)][1]) for number in numbers]
+        for number, batch in zip(numbers, self._loader(self._validation_split.batches, keys)):
             del batch["counts"]
             yield self._prepare_inputs(batch), number >= 0
 
@@ -205,7 +237,7 @@ class PretrainingTrainer(ResumableTrainer):
 
     def epoch(self) -> float:
         """Passes over the training packs so far."""
-        return self.state.global_step * self.args.packs_per_step / self._layout.packs
+        return self._train_split.packs.epochs(self.state.global_step * self.args.packs_per_step)
 
     def describe(self, line: dict[str, float]) -> str:
         """A log as one plain line."""
@@ -229,10 +261,10 @@ class PretrainingTrainer(ResumableTrainer):
 
     def on_bad_loss(self, step: int) -> str:
         """Write the ids of that step's sequences to a file, and name it."""
-        stream, packs = PackStream(self._layout, self.args.seed), self.args.packs_per_step
+        packs = self.args.packs_per_step
         path = self.output_dir / f"sequences_of_step_{step}.txt"
         if self.is_world_process_zero():
             numbers = range((step - 1) * packs, step * packs)
-            members = np.concatenate([stream[number][1] for number in numbers])
-            path.write_text("\n".join(self._batches.store.name(index) for index in members) + "\n")
+            members = np.concatenate([self._train_split.packs[number][1] for number in numbers])
+            path.write_text("\n".join(self._train_split.store.name(index) for index in members) + "\n")
         return f"its sequences are listed in {path}; "

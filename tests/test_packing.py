@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esm2_hyperpod.epoch_plans import EpochPlans, SharedPlans
 from esm2_hyperpod.pack_stream import PackStream, StepSampler
 from esm2_hyperpod.packing import packed_layout, padded_layout, plan_epoch
 
@@ -57,12 +58,14 @@ def test_packs_of_real_lengths_are_full(real_data, capacity):
 
 def test_all_ranks_together_visit_each_step_once_wherever_they_start():
     lengths = np.random.default_rng(1).integers(10, 100, 300).astype(np.int32)
-    layout = packed_layout(lengths, 200, 0)
+
+    def plans() -> EpochPlans:
+        return EpochPlans(lambda: lengths, lambda lengths: packed_layout(lengths, 200, 0), seed=0)
 
     def visited(ranks: int, steps: range) -> list[list[tuple]]:
         """The packs of each step, in no order."""
         per_rank = [
-            list(StepSampler(PackStream(layout, 0), 4, 100, steps, rank, ranks)) for rank in range(ranks)
+            list(StepSampler(PackStream(plans()), 4, 100, steps, rank, ranks)) for rank in range(ranks)
         ]
         flat = [(epoch, tuple(pack.tolist())) for round_ in zip(*per_rank) for epoch, pack in round_]
         return [sorted(flat[start : start + 4]) for start in range(0, len(flat), 4)]
@@ -71,4 +74,48 @@ def test_all_ranks_together_visit_each_step_once_wherever_they_start():
     assert visited(2, range(0, 60)) == visited(4, range(0, 60)) == whole
     assert visited(2, range(37, 60)) == whole[37:]
     epoch_0 = [pack for step in whole for epoch, pack in step if epoch == 0]
-    assert len(epoch_0) == layout.packs  # 60 steps reach into later epochs, and skip nothing
+    assert (
+        len(epoch_0) == PackStream(plans()).packs_per_epoch
+    )  # 60 steps reach into later epochs, and skip nothing
+
+
+def clustered(seed: int = 0) -> tuple[np.ndarray, np.ndarray, EpochPlans]:
+    rng = np.random.default_rng(2)
+    clusters = rng.permutation(np.repeat(np.arange(400), rng.integers(1, 6, 400))).astype(np.int32)
+    lengths = rng.integers(10, 100, len(clusters)).astype(np.int32)
+    plans = EpochPlans(lambda: lengths, lambda lengths: packed_layout(lengths, 200, 0), seed, clusters)
+    return lengths, clusters, plans
+
+
+def test_an_epoch_takes_one_member_of_each_cluster_and_the_next_another():
+    lengths, clusters, plans = clustered()
+    for epoch in range(3):
+        plan = plans[epoch]
+        assert sorted(clusters[plan.members].tolist()) == list(range(400))
+        assert all(lengths[plan[position]].sum() <= 200 for position in range(len(plan)))
+    taken = [set(plans[epoch].members.tolist()) for epoch in range(40)]
+    assert taken[0] != taken[1]
+    assert set.union(*taken) == set(range(len(clusters)))  # every member has its turn
+
+
+def test_clustered_epochs_follow_each_other_without_gap():
+    _, clusters, plans = clustered()
+    stream, packs = PackStream(plans), [len(plans[epoch]) for epoch in range(3)]
+    visits = [stream[number] for number in range(sum(packs))]
+    assert [epoch for epoch, _ in visits] == [0] * packs[0] + [1] * packs[1] + [2] * packs[2]
+    last = np.concatenate([pack for epoch, pack in visits if epoch == 2])
+    assert sorted(clusters[last].tolist()) == list(range(400))
+    assert np.array_equal(
+        PackStream(plans)[sum(packs) - 1][1], visits[-1][1]
+    )  # straight there, as in a resume
+
+
+def test_shared_plans_are_the_makers(tmp_path):
+    _, _, plans = clustered()
+    maker, reader = SharedPlans(plans, tmp_path, True), SharedPlans(clustered(seed=9)[2], tmp_path, False)
+    for epoch in range(4):
+        made, read = maker[epoch], reader[epoch]
+        for name in ("members", "pack_starts", "order"):
+            assert np.array_equal(getattr(plans[epoch], name), getattr(made, name))
+            assert np.array_equal(getattr(made, name), getattr(read, name))
+    assert len(list(tmp_path.iterdir())) == 2 * 3  # this epoch and the one before
