@@ -49,10 +49,10 @@ fingerprint() {
 
 # Imports, the GPU if there is one, then the whole way from synthetic proteins to two optimizer steps.
 verify() {
-    local python="$VENV/bin/python" scratch
+    local python="$VENV/bin/python"
     [ -x "$python" ] || fail "no environment at $VENV; make it with: bash cluster_setup/create_environment.sh"
     scratch="$(mktemp -d)"
-    trap 'rm -rf "$scratch"' EXIT
+    trap 'rm -rf "$scratch"' EXIT # not a local, which would be gone by then
     "$python" -c 'import accelerate, bitsandbytes, datasets, evaluate, peft, torch, transformers' ||
         fail "$(hostname): the packages in $VENV do not import; delete $VENV and run this again"
     if command -v nvidia-smi > /dev/null && nvidia-smi --list-gpus > /dev/null 2>&1; then

@@ -193,12 +193,10 @@ def test_delete_removes_everything_and_says_so(aws, hyperpod):
     assert clusters(aws) == [] and stacks(aws) == []
     assert cluster_moto.client("fsx", aws).describe_file_systems()["FileSystems"] == []
     assert cluster_moto.client("s3", aws).list_buckets()["Buckets"] == []
-    assert (
-        cluster_moto.client("ec2", aws).describe_nat_gateways(
-            Filter=[{"Name": "state", "Values": ["available"]}]
-        )["NatGateways"]
-        == []
-    )
+    networks = cluster_moto.client("ec2", aws).describe_vpcs()["Vpcs"]
+    assert [network["CidrBlock"] for network in networks] == [
+        "172.31.0.0/16"
+    ]  # the default one of any account
     assert "nothing bills" in hyperpod("delete", "--yes").out
 
 

@@ -87,7 +87,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
-        for key_node, _ in node.value:
+        scalars = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key_node in scalars:
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"{key_node.value!r} is given twice", problem_mark=key_node.start_mark

@@ -91,9 +91,9 @@ def _check_scalar(shape: Shape, value: Any, path: str, problems: list[str]) -> N
         _check_limits(shape, value, value, path, "", problems)
         return
     if shape.enum and value not in shape.enum:
-        close = difflib.get_close_matches(value, shape.enum, n=1, cutoff=0.5)
-        one_of = f"use one of {', '.join(shape.enum)}" if len(shape.enum) <= 10 else "see AWS's list"
-        remedy = f"did you mean {close[0]}?" if close else one_of
+        close = difflib.get_close_matches(value, shape.enum, n=1)
+        far = f"did you mean {close[0]}?" if close else "see AWS's list"
+        remedy = f"use one of {', '.join(shape.enum)}" if len(shape.enum) <= 10 else far
         problems.append(problem(path, value, "is not an accepted value", remedy))
         return
     _check_limits(shape, len(value), value, path, "characters", problems)
