@@ -118,7 +118,7 @@ def facts(args: PretrainingArguments, manifest: dict) -> dict:
     return {
         "processes": args.world_size,
         "device": device_name(args.device),
-        "precision": "bf16" if args.bf16 else "fp32",
+        "precision": args.precision if args.precision != "auto" else "bf16" if args.bf16 else "fp32",
         "torch_compile": args.torch_compile,
         "synthetic_data": manifest.get("synthetic", False),
         "versions": package_versions("torch", "transformers", "accelerate", "datasets"),

@@ -16,6 +16,7 @@ from esm2_hyperpod import validation
 from esm2_hyperpod.batches import BatchMaker
 from esm2_hyperpod.clusters import CLUSTER_OF_ROW
 from esm2_hyperpod.epoch_plans import EpochPlans, SharedPlans
+from esm2_hyperpod.fp8 import use_fp8
 from esm2_hyperpod.model import build_config, check_model_folder
 from esm2_hyperpod.pack_stream import PackStream, StepSampler
 from esm2_hyperpod.packed_esm import PackedEsmForMaskedLM, masked_lm_loss
@@ -44,7 +45,7 @@ def build_model(args: PretrainingArguments) -> EsmForMaskedLM:
     else:
         model = model_class(build_config(args.model_size))
     model.esm.contact_head.requires_grad_(False)
-    return model
+    return use_fp8(model, args.device) if args.precision == "fp8" else model
 
 
 @dataclass(frozen=True)

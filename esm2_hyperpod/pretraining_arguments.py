@@ -38,7 +38,11 @@ class PretrainingArguments(TrainingArguments):
     packing: bool = option(True, "Pack whole sequences; false pads rows of similar length instead.")
     mlm_probability: float = option(0.15, "Share of tokens to be predicted.")
     mask_replace: str = option("all_tokens", "What random replacements are drawn from.", list(REPLACEMENTS))
-    precision: str = option("auto", "auto is bf16 on GPUs that have it, else fp32.", ["auto", "bf16", "fp32"])
+    precision: str = option(
+        "auto",
+        "auto is bf16 on GPUs that have it, else fp32; fp8 needs torchao and an L4, L40S, H100 or newer.",
+        ["auto", "bf16", "fp8", "fp32"],
+    )
     lr_schedule: str = option(
         "esm2", "esm2, cosine_hold, or trainer (then --lr_scheduler_type).", [*SCHEDULES, "trainer"]
     )
@@ -78,7 +82,7 @@ class PretrainingArguments(TrainingArguments):
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         on_gpu = not self.use_cpu
         self.bf16 = self.precision == "bf16" or (
-            self.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
+            self.precision in ("auto", "fp8") and on_gpu and torch.cuda.is_bf16_supported()
         )
         if on_gpu and self.precision != "fp32":
             torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
