@@ -27,7 +27,7 @@ def save_final_model(model: torch.nn.Module, config: EsmConfig, output_dir: Path
         plain.load_state_dict(weights)
         temporary, final = output_dir / f".{FINAL_MODEL}.tmp", output_dir / FINAL_MODEL
         shutil.rmtree(temporary, ignore_errors=True)
-        plain.save_pretrained(temporary)
+        plain.save_pretrained(temporary, save_original_format=False)  # see ResumableTrainer._save
         build_tokenizer().save_pretrained(temporary)
         for file in temporary.iterdir():
             file.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read

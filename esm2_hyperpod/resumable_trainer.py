@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar
 
@@ -101,6 +101,25 @@ class ResumableTrainer(Trainer):
         if self.is_world_process_zero():
             checkpoints.remove_old(self.output_dir, limit, self.state.best_global_step)
         self.barrier()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # transformers 5 by default writes ESM's weights under old names (LayerNorm.gamma), which Trainer,
+        # loading without from_pretrained and not strictly, would leave out without a word.
+        if isinstance(self.model, PreTrainedModel):
+            if self.args.should_save:
+                self.model.save_pretrained(output_dir, save_original_format=False)
+        else:
+            super()._save(output_dir, state_dict)
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        # Trainer only warns, and would train on from weights that are half new.
+        tied = set(self.model._tied_weights_keys or ())
+        wrong = [*(set(load_result.missing_keys) - tied), *load_result.unexpected_keys]
+        if wrong:
+            raise UserError(
+                f"{self.output_dir}: the checkpoint is of another model ({len(wrong)} parameters differ, "
+                f"{min(wrong)} among them); use another --output_dir"
+            )
 
     def _finish_checkpoint(self, staged: Path) -> None:
         """Add what is ours, and give the checkpoint its name once all ranks have written."""

@@ -215,3 +215,17 @@ def test_wrong_flags_get_one_clear_line(tokenized, tmp_path, flags, message):
                  check=False, **CPU)  # fmt: skip
     assert result.returncode != 0 and message in result.stderr
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("flag", ["--gradient_checkpointing", "--torch_compile"])
+def test_ways_to_compute_agree(tokenized, undisturbed, tmp_path, flag):
+    train(tokenized, tmp_path, flag, "true")
+    assert_close(metrics(tmp_path), metrics(undisturbed), 1e-3)
+
+
+def test_fp8_trains_nearly_alike_and_leaves_an_ordinary_model(tokenized, undisturbed, tmp_path):
+    pytest.importorskip("torchao")
+    train(tokenized, tmp_path, "--precision", "fp8")
+    assert metrics(tmp_path) != metrics(undisturbed)
+    assert_close(metrics(tmp_path)[:1], metrics(undisturbed)[:1], 0.1)
+    AutoModelForMaskedLM.from_pretrained(tmp_path / "final_model")
