@@ -64,6 +64,7 @@ class PretrainingArguments(TrainingArguments):
     eval_steps: float | None = option(500, "Steps between evaluations.")
     eval_strategy: str = option("steps", "steps, or no.", ["steps", "no"])
     per_device_train_batch_size: int = option(1, "Not used: see --tokens_per_device.")
+    dataloader_num_workers: int | None = option(None, "Processes that make batches. Default: 2 a GPU, else 0.")
     report_to: str = option("tensorboard", "tensorboard, wandb (if installed), all or none.")
 
     def __post_init__(self):
@@ -84,6 +85,8 @@ class PretrainingArguments(TrainingArguments):
         self.bf16 = self.precision == "bf16" or (
             self.precision in ("auto", "fp8") and on_gpu and torch.cuda.is_bf16_supported()
         )
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = 2 if on_gpu else 0
         if on_gpu and self.precision != "fp32":
             torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
         if self.early_stopping_patience is not None:
