@@ -58,7 +58,7 @@ def pretrain(args: PretrainingArguments) -> int | None:
     if validation is None:
         args.eval_strategy = "no"
     counts = manifest["token_counts"]
-    entropy = residue_frequency_entropy(counts["train"], counts["validation"])
+    entropy = residue_frequency_entropy(counts["train"], counts.get("validation", {}))
     args.set_steps(train.packs.packs_per_epoch)
 
     # Is this the run that the folder holds, and is there anything left to do?

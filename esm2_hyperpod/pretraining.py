@@ -58,7 +58,7 @@ class Split:
 
 
 def open_split(folder: Path, args: PretrainingArguments, seed: int, plans_folder: Path) -> Split | None:
-    """Open a split of step 1, or None if it is empty.
+    """Open a split of step 1, or None if there is nothing in it.
 
     With a `cluster_of_row.npy` beside it, an epoch takes one member of each cluster.
 
@@ -66,6 +66,8 @@ def open_split(folder: Path, args: PretrainingArguments, seed: int, plans_folder
         seed: of packs, crops and masks.
         plans_folder: where processes share plans; its name must tell runs with other options apart.
     """
+    if not folder.is_dir():  # step 1 makes no folder for a split of size 0
+        return None
     store = SequenceStore(folder)
     if not len(store):
         return None

@@ -64,7 +64,9 @@ class PretrainingArguments(TrainingArguments):
     eval_steps: float | None = option(500, "Steps between evaluations.")
     eval_strategy: str = option("steps", "steps, or no.", ["steps", "no"])
     per_device_train_batch_size: int = option(1, "Not used: see --tokens_per_device.")
-    dataloader_num_workers: int | None = option(None, "Processes that make batches. Default: 2 a GPU, else 0.")
+    dataloader_num_workers: int | None = option(
+        None, "Processes that make batches; default: 2 a GPU, else 0."
+    )
     report_to: str = option("tensorboard", "tensorboard, wandb (if installed), all or none.")
 
     def __post_init__(self):
