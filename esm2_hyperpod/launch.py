@@ -13,6 +13,7 @@ passed on to the workers, which save and stop when they are ready, and the exit 
     other    the exit code of the worker that failed
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -20,28 +21,26 @@ from collections.abc import Iterable
 
 import psutil
 
-from esm2_hyperpod.stopping import TO_BE_CONTINUED
-
+TO_BE_CONTINUED = os.EX_TEMPFAIL  # as stopping.py has it, which takes seconds to import
+LAUNCHERS = {"torchrun": "torch.distributed.run", "accelerate": "accelerate.commands.launch"}
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 def main() -> int:
     """Start the launcher named by the first argument; return the exit code described above."""
-    import accelerate.commands.launch
-    import torch.distributed.run
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    launchers = {"torchrun": torch.distributed.run.main, "accelerate": accelerate.commands.launch.main}
-    if len(sys.argv) < 2 or sys.argv[1] not in launchers:
+    if len(sys.argv) < 2 or sys.argv[1] not in LAUNCHERS:
         sys.exit("usage: python -m esm2_hyperpod.launch torchrun|accelerate ARGUMENTS")
-    start = launchers[sys.argv.pop(1)]
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGINT,SIGQUIT"  # the rest is ours
     for number in PASSED_ON:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish is respected
             signal.signal(number, _pass_on)
+
+    launcher = importlib.import_module(LAUNCHERS[sys.argv.pop(1)])
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     try:
-        start()
+        launcher.main()
     except ChildFailedError as error:
         for rank, failure in error.failures.items():
             print(f"rank {rank} (process {failure.pid}) {how_it_ended(failure.exitcode)}", file=sys.stderr)
