@@ -29,6 +29,7 @@ from esm2_hyperpod.artifacts import (
     only_writer,
     package_versions,
     read_manifest,
+    remove_temporaries,
     write_json_atomically,
 )
 from esm2_hyperpod.csv_partitions import (
@@ -56,6 +57,7 @@ def main() -> None:
     arguments = parse_arguments()
     folder = arguments.output_dir
     with only_writer(folder):
+        remove_temporaries(folder)
         if (folder / MANIFEST).is_file() and not arguments.overwrite:
             report_finished(arguments)
         else:

@@ -20,6 +20,7 @@ from esm2_hyperpod.artifacts import (
     check_same_options,
     only_writer,
     read_manifest,
+    remove_temporaries,
     write_json_atomically,
 )
 from esm2_hyperpod.clusters import build_table, table_digest
@@ -39,6 +40,7 @@ def main() -> None:
         arguments.input_dir, f"python 0.download_data.py --output_dir {arguments.input_dir}"
     )
     with only_writer(arguments.output_dir):
+        remove_temporaries(arguments.output_dir)
         if arguments.overwrite:
             remove_output(arguments.output_dir)
         if (arguments.output_dir / MANIFEST).is_file():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from esm2_hyperpod.arrow_bytes import offsets_of, values_of
-from esm2_hyperpod.artifacts import write_json_atomically
+from esm2_hyperpod.artifacts import sync_files, write_json_atomically
 
 FEATURES = {
     "id": {"dtype": "string", "_type": "Value"},
@@ -49,10 +49,7 @@ class ShardWriter:
 
     def write(self, content: bytes) -> int:
         """What pyarrow's stream writer calls."""
-        try:
-            self._file.write(content)
-        except OSError as error:  # a full disk names no file by itself
-            raise OSError(error.errno, error.strerror, str(self.path)) from None
+        self._file.write(content)
         self._digest.update(content)
         self.bytes += len(content)
         return len(content)
@@ -66,8 +63,6 @@ class ShardWriter:
         if self._file is None:
             return None
         self._stream.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
         self._temporary.replace(self.path)
         return {
@@ -106,7 +101,11 @@ def as_lists(tokens: pa.Array) -> pa.Array:
 
 
 def describe_dataset(folder: Path, shards: dict[str, list[dict]]) -> None:
-    """Write the JSON files that make `folder` a DatasetDict of these `shards` (split -> manifest entries)."""
+    """Write the JSON files that make `folder` a DatasetDict of these `shards` (split -> manifest entries).
+
+    Returns when the shards, too, are safe on the disk.
+    """
+    sync_files(folder / split / file["name"] for split, files in shards.items() for file in files)
     for split, files in shards.items():
         digest = hashlib.sha256("".join(file["sha256"] for file in files).encode()).hexdigest()
         write_json_atomically(

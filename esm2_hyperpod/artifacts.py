@@ -9,7 +9,8 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def package_versions(*packages: str) -> dict[str, str]:
 def only_writer(folder: Path) -> Iterator[None]:
     """Hold `folder` for one writing process; the kernel lets go when that process dies, however it dies.
 
-    Raises `UserError` at once if another process holds it.
+    Raises `UserError` at once if another process holds it. An `OSError` that names no file, as that of a
+    full disk does not, leaves with the name of the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a") as lock:
@@ -84,4 +86,26 @@ def only_writer(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder}: another process is writing there; wait for it to end") from None
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.filename is None and error.errno is not None:
+                error.filename = str(folder)
+            raise
+
+
+def sync_files(paths: Iterable[Path]) -> None:
+    """Wait until the content of the files is on the disk; many at once, so that they share its commits."""
+
+    def sync(path: Path) -> None:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        list(pool.map(sync, paths))
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete the temporary files that a killed run left below `folder`; for the one who holds it."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink()

@@ -9,7 +9,6 @@ import contextlib
 import csv
 import hashlib
 import itertools
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from esm2_hyperpod.arrow_bytes import binary_array, offsets_of, values_of
+from esm2_hyperpod.artifacts import sync_files
 from esm2_hyperpod.hashing import key64, mix64
 
 HEADER = b"id,text\n"
@@ -49,10 +49,7 @@ class Partition:
 
     def write(self, rows: np.ndarray | bytes, records: int) -> None:
         """Append whole CSV rows."""
-        try:
-            self.file.write(rows)
-        except OSError as error:  # a full disk names no file by itself
-            raise OSError(error.errno, error.strerror, str(self.path)) from None
+        self.file.write(rows)
         self.digest.update(rows)
         self.size += len(rows)
         self.records += records
@@ -91,9 +88,7 @@ def write_partitions(rows: Iterable[pa.Array], folder: Path, count: int, seed: i
             first += len(batch)
         for write in writing:
             write.result()
-        for partition in partitions:
-            partition.file.flush()
-            os.fsync(partition.file.fileno())
+    sync_files(_temporary(partition.path) for partition in partitions)
     for partition in partitions:
         _temporary(partition.path).replace(partition.path)
     return [partition.described() for partition in partitions]
@@ -113,10 +108,9 @@ def id_of_record(record: int, folder: Path, partitions: int, seed: int) -> str:
 
 
 def remove_partitions(folder: Path) -> None:
-    """Delete the partitions of an earlier run, finished or not."""
-    for pattern in ("x[0-9][0-9][0-9].csv", ".x[0-9][0-9][0-9].csv.tmp"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    """Delete the partitions of an earlier run."""
+    for path in folder.glob("x[0-9][0-9][0-9].csv"):
+        path.unlink()
 
 
 def spool(rows: Iterable[pa.Array], file: BinaryIO) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from urllib.parse import urlparse
 
 import requests
+import urllib3
 from tqdm import tqdm
 
 from esm2_hyperpod.errors import UserError
@@ -98,8 +99,6 @@ class Remote:
             ) from None
         except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
             raise Broken(_cause(error)) from None
-        except requests.exceptions.ChunkedEncodingError as error:
-            raise Broken(_cause(error)) from None
         except requests.exceptions.RequestException as error:
             raise UserError(f"{self.url}: {_cause(error)}; check the address") from None
 
@@ -124,7 +123,7 @@ class Remote:
             size = int(length) if length and length.isdigit() else None
             skip = position  # a server without Range, or another file: `_same_file` tells
         self._same_file(size, strong or response.headers.get("Last-Modified"))
-        for chunk in response.iter_content(CHUNK_BYTES):
+        for chunk in _received(response):
             kept = chunk[skip:] if skip else chunk
             skip -= len(chunk) - len(kept)
             if kept:
@@ -159,6 +158,18 @@ class Remote:
             if "credentials" in str(error).lower():
                 raise UserError(f"{self.url}: {error}; configure them with: aws configure") from None
             raise Broken(str(error)) from None
+
+
+def _received(response: requests.Response) -> Iterator[bytes]:
+    """The body as it arrives. `iter_content` would lose what came of a piece when the connection breaks."""
+    try:
+        if response.raw.chunked:
+            yield from response.raw.read_chunked(CHUNK_BYTES, decode_content=False)
+        else:
+            while chunk := response.raw.read1(CHUNK_BYTES, decode_content=False):
+                yield chunk
+    except urllib3.exceptions.HTTPError as error:
+        raise Broken(_cause(error)) from None
 
 
 def _cause(error: BaseException) -> str:

@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 
 from esm2_hyperpod.arrow_bytes import values_of
 from esm2_hyperpod.arrow_dataset import ShardWriter
-from esm2_hyperpod.artifacts import write_json_atomically
 from esm2_hyperpod.clusters import ClusterTable, file_digest
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.hashing import hash_ids
@@ -166,7 +165,9 @@ def tokenize_partition(task: Task) -> dict:
     note["proteins"] = {name: part.proteins for name, part in splits.items()}
     note["bytes_seen"] = {name: part.bytes_seen.tolist() for name, part in splits.items()}
     note["lengths_seen"] = lengths_seen.tolist()
-    write_json_atomically(task.note, note)
+    temporary = task.note.with_name(f".{task.note.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(note))  # not synced: a note that a crash tears is no note
+    temporary.replace(task.note)
     return note
 
 

@@ -6,6 +6,7 @@
 /changing/NAME    breaks once, and is another file the next time
 /busy/NAME        answers 503 twice, then as good
 /truncated/NAME   promises the whole body, always sends half, knows no Range
+/chunked/NAME     sends the body in chunks and does not say how long it is
 /html/NAME        a proxy's login page, with status 200
 anything else     404
 """
@@ -50,6 +51,8 @@ class Handler(BaseHTTPRequestHandler):
             self.body(ranges=False, at_most=PIECE if number == 1 else None)
         elif kind == "changing":
             self.body(ranges=True, at_most=PIECE if number == 1 else None, version=number)
+        elif kind == "chunked":
+            self.chunks()
         elif kind == "truncated":
             self.body(ranges=False, at_most=len(server.content) // 2)
         else:
@@ -60,6 +63,15 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+    def chunks(self) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for at in range(0, len(self.server.content), PIECE):
+            piece = self.server.content[at : at + PIECE]
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        self.wfile.write(b"0\r\n\r\n")
 
     def body(self, ranges: bool, at_most: int | None = None, version: int = 1) -> None:
         content, start = self.server.content, 0
