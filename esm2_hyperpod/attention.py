@@ -6,6 +6,7 @@ under the name "packed"; the model passes `cu_seqlens` and `max_seqlen` down as 
 """
 
 import torch
+from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -37,12 +38,14 @@ def packed_attention(
         [1, tokens, heads, head size], and None for the attention weights.
     """
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        from torch.nn.attention.varlen import varlen_attn
-
-        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        output = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scaling)
-        return output.unsqueeze(0), None
+        return _by_kernel(query, key, value, scaling, cu_seqlens, max_seqlen), None
     return _one_by_one(query, key, value, scaling, cu_seqlens), None
+
+
+def _by_kernel(query, key, value, scaling, cu_seqlens, max_seqlen):
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    output = varlen.varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scaling)
+    return output.unsqueeze(0)
 
 
 @torch.compiler.disable  # its loop depends on the data; the layers around it still compile

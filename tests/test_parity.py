@@ -1,5 +1,7 @@
 """The numbers are ESM-2's: against Meta's fair-esm, and packed against one sequence at a time."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import EsmForMaskedLM
 
+from esm2_hyperpod import attention
 from esm2_hyperpod.alphabet import AMINO_ACIDS, EOS, MASK, TOKENS, build_tokenizer, encode
 from esm2_hyperpod.model import build_config
 from esm2_hyperpod.packed_esm import PackedEsmForMaskedLM, masked_lm_loss
@@ -122,6 +125,27 @@ def test_packed_logits_and_gradients_equal_one_sequence_at_a_time():
     for name, parameter in model.named_parameters():
         if not name.startswith("esm.contact_head"):
             torch.testing.assert_close(gradients[name].grad, parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_the_cuda_kernel_is_given_what_its_signature_asks(monkeypatch):
+    """The kernel has no CPU version: a plain one with its signature stands in and must agree."""
+
+    def plain(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale):
+        lengths = cu_seq_q.diff().tolist()
+        assert query.shape == (sum(lengths), 4, 8) and max(lengths) <= max_q and cu_seq_q.dtype == torch.int32
+        outputs = []
+        for q, k, v in zip(*(tensor.split(lengths) for tensor in (query, key, value))):
+            scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+            outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
+        return torch.cat(outputs)
+
+    real = inspect.signature(attention.varlen.varlen_attn).parameters
+    assert list(inspect.signature(plain).parameters)[:7] == list(real)[:7] and "scale" in real
+    monkeypatch.setattr(attention.varlen, "varlen_attn", plain)
+    query, key, value = torch.randn(3, 1, 4, 30, 8).unbind()
+    borders = torch.tensor([0, 12, 13, 30, 30], dtype=torch.int32)
+    by_kernel = attention._by_kernel(query, key, value, 0.7, borders, 17)
+    torch.testing.assert_close(by_kernel, attention._one_by_one(query, key, value, 0.7, borders))
 
 
 @settings(max_examples=60, deadline=None)
