@@ -43,7 +43,7 @@ def evaluate_test(
     kmers = kmer_predictions(
         [p.sequence for p in splits.train], train.targets, [p.sequence for p in splits.test]
     )
-    majority = majority_predictions(train.targets, len(targets))
+    majority = majority_predictions(targets)
     ours, by_kmers, by_majority = (
         _scores_with_intervals(confusion_matrix(targets, guess, labels), seed)
         for guess in (predicted, kmers, majority)
@@ -188,8 +188,9 @@ splits/rejected.csv.
 |---|{"---|" * len(SCORES)}
 {LINE.join(scores)}
 
-In brackets: 95% interval over resampled test proteins. It covers the choice of test proteins, not that of
-the seed or of the training proteins. The k-mer baseline is {KMER_BASELINE}.
+The majority class is the most frequent label of the test proteins. In brackets: 95% interval over resampled
+test proteins; it covers the choice of test proteins, not that of the seed or of the training proteins.
+The k-mer baseline is {KMER_BASELINE}.
 
 Logits are divided by a temperature of {settings.temperature:.2f}, fitted on validation: expected \
 calibration error {error["calibrated"]:.3f} (without it {error["uncalibrated"]:.3f}).

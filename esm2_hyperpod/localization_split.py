@@ -22,7 +22,7 @@ from esm2_hyperpod.localization_data import Protein, Rejected, clean, count_labe
 from esm2_hyperpod.protein_similarity import KMERS_METHOD, group_similar, similar_pairs
 
 FOLDS = 10
-TEST_FOLDS, VALIDATION_FOLDS = (0, 1), (2,)
+HELD_OUT_FOLDS = {"test": (0, 1), "validation": (2,)}
 METHODS = ("similarity", "random")
 SPLITS = ("train", "validation", "test")
 
@@ -43,7 +43,8 @@ def make_splits(given: dict[str, Iterable[Protein]], method: str, seed: int) -> 
 
     A published test mark in `train` is respected. What is missing is split off `train`: a fifth for the
     test, a tenth for validation; by similarity (`method="similarity"`) or at random (`"random"`). Rows
-    that cannot be used, and training rows whose very sequence is held out, go to `rejected`.
+    that cannot be used, and training rows that are held out or similar to what was split off by similarity,
+    go to `rejected`.
 
     Raises `UserError` if there are too few proteins to split.
     """
@@ -61,17 +62,21 @@ def make_splits(given: dict[str, Iterable[Protein]], method: str, seed: int) -> 
     rejected += [Rejected(p.where, p.id, f"held out for evaluation: {held_out[p.sequence]}") for p in leaked]
     train = [protein for protein in train if protein.sequence not in held_out]
 
-    missing = [name for name in ("validation", "test") if name not in parts]
     facts: dict[str, Any] = {}
+    missing = [name for name in ("validation", "test") if name not in parts]
+    held_out = [protein for part in parts if part != "train" for protein in parts[part]]
+    everybody = [*train, *held_out]
+    pairs = similar_pairs([protein.sequence for protein in everybody])
     if missing:
-        folds, facts["grouping"] = _folds(train, method, seed)
-        wanted = {"validation": VALIDATION_FOLDS, "test": TEST_FOLDS}
-        taken = np.zeros(len(train), dtype=bool)
+        folds, facts["grouping"] = _folds(train, pairs[: len(train), : len(train)], method, seed)
         for name in missing:
-            chosen = np.isin(folds, wanted[name])
-            parts[name] = [protein for protein, inside in zip(train, chosen) if inside]
-            origin[name], taken = method, taken | chosen
-        train = [protein for protein, inside in zip(train, taken) if not inside]
+            inside = np.isin(folds, HELD_OUT_FOLDS[name])
+            parts[name], origin[name] = [train[index] for index in np.flatnonzero(inside)], method
+        left = np.flatnonzero(~np.isin(folds, [fold for name in missing for fold in HELD_OUT_FOLDS[name]]))
+        if method == "similarity":
+            left, similar = _drop_relatives(left, train, pairs[: len(train), : len(train)])
+            rejected += similar
+        train = [train[index] for index in left]
     known = set(count_labels(train))
     for name in ("validation", "test"):
         parts[name], unknown = _with_known_labels(parts[name], known)
@@ -81,18 +86,18 @@ def make_splits(given: dict[str, Iterable[Protein]], method: str, seed: int) -> 
     facts["origin"] = {name: origin.get(name, f"what {method} leaves") for name in SPLITS}
     facts["proteins"] = {name: len(parts[name]) for name in ("validation", "test")} | {"train": len(train)}
     facts["labels"] = count_labels(train)
-    facts["test_proteins_like_a_training_protein"] = _count_leaks(train, parts["test"])
+    facts["test_proteins_like_a_training_protein"] = _count_leaks(everybody, pairs, train, parts["test"])
     facts["leak_measured_by"] = KMERS_METHOD
     return Splits(train, parts["validation"], parts["test"], rejected, facts)
 
 
-def _folds(proteins: list[Protein], method: str, seed: int) -> tuple[np.ndarray, str]:
+def _folds(proteins: list[Protein], pairs, method: str, seed: int) -> tuple[np.ndarray, str]:
     """Fold number of each protein, balanced over labels, groups kept whole; and the grouping in words."""
     if method == "random":
         groups, description = np.arange(len(proteins)), "none: split at random, homologues on both sides"
     else:
-        groups, description = group_similar([protein.sequence for protein in proteins])
-        largest = np.bincount(np.unique(groups, return_inverse=True)[1]).max()
+        groups, description = group_similar([protein.sequence for protein in proteins], pairs)
+        largest = np.bincount(np.unique(groups, return_inverse=True)[1]).max(initial=0)
         description += f": {len(np.unique(groups)):,} groups, the largest of {largest:,} proteins"
     labels = np.array([protein.label for protein in proteins])
     kinds = len(np.unique(groups))
@@ -114,6 +119,17 @@ def _folds(proteins: list[Protein], method: str, seed: int) -> tuple[np.ndarray,
     return folds, description
 
 
+def _drop_relatives(left: np.ndarray, proteins: list[Protein], pairs) -> tuple[np.ndarray, list[Rejected]]:
+    """The training proteins that are like none of those split off; the others, with the reason."""
+    split_off = np.setdiff1d(np.arange(len(proteins)), left)
+    similar = pairs[left][:, split_off].sum(axis=1) > 0
+    rejected = [
+        Rejected(proteins[index].where, proteins[index].id, "similar to a protein held out for evaluation")
+        for index in left[similar]
+    ]
+    return left[~similar], rejected
+
+
 def _with_known_labels(proteins: list[Protein], known: set[str]) -> tuple[list[Protein], list[Rejected]]:
     kept, rejected = [], []
     for protein in proteins:
@@ -126,10 +142,11 @@ def _with_known_labels(proteins: list[Protein], known: set[str]) -> tuple[list[P
     return kept, rejected
 
 
-def _count_leaks(train: list[Protein], test: list[Protein]) -> int:
-    """Number of test proteins that share enough 5-mers with a training protein to be its homologue."""
-    pairs = similar_pairs([protein.sequence for protein in [*train, *test]])
-    return int((pairs[len(train) :, : len(train)].sum(axis=1) > 0).sum())
+def _count_leaks(everybody: list[Protein], pairs, train: list[Protein], test: list[Protein]) -> int:
+    """Number of test proteins that are similar to a training protein."""
+    position = {protein.where: index for index, protein in enumerate(everybody)}
+    rows, columns = ([position[protein.where] for protein in part] for part in (test, train))
+    return int((pairs[rows][:, columns].sum(axis=1) > 0).sum())
 
 
 def write_splits(splits: Splits, folder: Path, options: dict[str, Any]) -> None:

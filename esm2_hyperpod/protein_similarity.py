@@ -1,14 +1,16 @@
-"""Groups of similar proteins, so that homologues never sit on both sides of a train/test split.
+"""Which proteins are similar, so that homologues do not sit on both sides of a train/test split.
 
-With MMseqs2 on the PATH: connected components at 30% identity over half of both sequences. Without it,
-a k-mer grouping: two proteins are joined when they share at least `SHARED_FRACTION` of the distinct
-5-mers of the one that has fewer, at least `SHARED_AT_LEAST`, and more than chance would give two
-sequences of their lengths once in `1 / CHANCE` pairs. Left out are 5-mers with fewer than four different
-residues (poly-Q and SR repeats join proteins that are no relatives), and motifs: 5-mers found in over
-`COMMON` of all proteins, unless a good part of a protein is made of such, as in a set of close variants.
+Two proteins are taken for homologues when they share at least `SHARED_FRACTION` of the distinct 5-mers of
+the one that has fewer, at least `SHARED_AT_LEAST`, and more than two random sequences of their lengths would
+share once in `1 / CHANCE` pairs. Left out are
 
-On the 1,678 proteins of a DeepLoc sample this joins 90% of the pairs that MMseqs2 joins, and its largest
-group is the one MMseqs2 finds (34 proteins).
+- 5-mers of fewer than four different residues, or without a polar one: poly-Q, SR repeats and membrane
+  helices look alike without kinship;
+- motifs: what overlaps a 5-mer found in over `COMMON` of all proteins, unless a good part of the protein is
+  made of such, as in a set of close variants.
+
+On the 1,678 proteins of a DeepLoc sample, chains of such similarities connect 90% of the pairs that MMseqs2
+(30% identity, connected components) puts into one cluster.
 """
 
 import shutil
@@ -19,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 from scipy.stats import poisson
 
 from esm2_hyperpod.alphabet import AMINO_ACIDS
@@ -33,20 +34,38 @@ SAME_RESIDUE = (
     0.0615  # chance that two residues are equal: sum of the squares of their frequencies in UniProt
 )
 COMMON, COMMON_AT_LEAST, MADE_OF_COMMON = 0.05, 20, 0.2
+DIFFERENT_RESIDUES = 4
+RESIDUE_NUMBER = np.full(256, -1, dtype=np.int64)
+RESIDUE_NUMBER[np.frombuffer(AMINO_ACIDS.encode(), dtype=np.uint8)] = np.arange(len(AMINO_ACIDS))
+RESIDUE_IS_POLAR = np.array([residue in "DEHKNPQRSTY" for residue in AMINO_ACIDS])
 CHUNK = 2_000  # proteins whose pairs are counted at a time; bounds the memory
 
 KMERS_METHOD = f"shared {K}-mers (at least {SHARED_FRACTION:.0%} of the shorter protein's)"
-MMSEQS_METHOD = "MMseqs2, 30% identity over half of both sequences"
+MMSEQS_METHOD = "MMseqs2 clusters, 30% identity over half of both sequences"
 
 
-def group_similar(sequences: Sequence[str]) -> tuple[np.ndarray, str]:
+def group_similar(sequences: Sequence[str], pairs: sparse.csr_array) -> tuple[np.ndarray, str]:
     """Group number of each sequence, int[n], and the method in words.
+
+    By MMseqs2 where it is on the PATH. Otherwise the protein with the most similar ones makes a group with
+    them, then the next among those left (greedy set cover, as MMseqs2 does): no chains of chance
+    similarities, but a group may have a relative in another one.
+
+    Args:
+        pairs: `similar_pairs` of the sequences.
 
     Raises `UserError` if MMseqs2 is installed and fails.
     """
     if shutil.which("mmseqs"):
         return _mmseqs_groups(sequences), MMSEQS_METHOD
-    return connected_components(similar_pairs(sequences), directed=False)[1], KMERS_METHOD
+    groups = np.full(len(sequences), -1)
+    neighbours = np.diff(pairs.indptr)
+    for protein in np.argsort(-neighbours, kind="stable"):
+        if groups[protein] < 0:
+            similar = pairs.indices[pairs.indptr[protein] : pairs.indptr[protein + 1]]
+            groups[similar[groups[similar] < 0]] = protein
+            groups[protein] = protein
+    return groups, KMERS_METHOD
 
 
 def similar_pairs(sequences: Sequence[str]) -> sparse.csr_array:
@@ -68,29 +87,51 @@ def similar_pairs(sequences: Sequence[str]) -> sparse.csr_array:
 
 def _kmer_table(sequences: Sequence[str]) -> tuple[sparse.csr_array, np.ndarray]:
     """Which protein holds which 5-mer, int32[n, kmers] of ones, and the number of 5-mers of each, int[n]."""
-    letters = np.full(256, -1, dtype=np.int64)
-    letters[np.frombuffer(AMINO_ACIDS.encode(), dtype=np.uint8)] = np.arange(len(AMINO_ACIDS))
-    found = [_distinct_kmers(letters[np.frombuffer(text.encode(), np.uint8)]) for text in sequences]
-    distinct = np.array([len(codes) for codes in found])
-    protein = np.repeat(np.arange(len(sequences)), distinct)
-    _, kmer, holders = np.unique(np.concatenate(found), return_inverse=True, return_counts=True)
-    common = holders[kmer] > max(COMMON_AT_LEAST, COMMON * len(sequences))
-    made_of_common = np.bincount(protein, common, len(sequences)) > MADE_OF_COMMON * distinct
-    kept = (holders[kmer] > 1) & (~common | made_of_common[protein])
-    ones = np.ones(kept.sum(), dtype=np.int32)
-    table = sparse.csr_array((ones, (protein[kept], kmer[kept])), shape=(len(sequences), len(holders)))
-    return table, distinct
+    codes = [_kmer_codes(sequence) for sequence in sequences]
+    protein = np.repeat(np.arange(len(sequences)), [len(part) for part in codes])
+    known, kmer = np.unique(np.concatenate(codes), return_inverse=True)
+    usable = known[kmer] >= 0
+    holders = np.bincount(_distinct(protein[usable], kmer[usable])[1], minlength=len(known))
+
+    common = usable & (holders[kmer] > max(COMMON_AT_LEAST, COMMON * len(sequences)))
+    length = np.bincount(protein, minlength=len(sequences))
+    made_of_common = np.bincount(protein, common, len(sequences)) > MADE_OF_COMMON * length
+    usable &= ~_overlapping(common & ~made_of_common[protein], protein)
+
+    protein, kmer = _distinct(protein[usable], kmer[usable])
+    table = sparse.csr_array(
+        (np.ones(len(protein), dtype=np.int32), (protein, kmer)), shape=(len(sequences), len(known))
+    )
+    return table, np.bincount(protein, minlength=len(sequences))
 
 
-def _distinct_kmers(residues: np.ndarray) -> np.ndarray:
-    """Codes of the distinct 5-mers of known residues with at least four different letters."""
+def _kmer_codes(sequence: str) -> np.ndarray:
+    """A number for each 5-mer of the sequence, in order; -1 where it is of low complexity or has an X."""
+    residues = RESIDUE_NUMBER[np.frombuffer(sequence.encode(), dtype=np.uint8)]
     if len(residues) < K:
         return np.empty(0, dtype=np.int64)
     windows = np.lib.stride_tricks.sliding_window_view(residues, K)
     ordered = np.sort(windows, axis=1)
     different = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(axis=1)
-    usable = windows[(different >= K - 1) & (ordered[:, 0] >= 0)]
-    return np.unique(usable @ len(AMINO_ACIDS) ** np.arange(K))
+    polar = RESIDUE_IS_POLAR[windows].any(axis=1)
+    usable = (different >= DIFFERENT_RESIDUES) & (ordered[:, 0] >= 0) & polar
+    return np.where(usable, windows @ len(AMINO_ACIDS) ** np.arange(K), -1)
+
+
+def _distinct(protein: np.ndarray, kmer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each (protein, k-mer) pair once."""
+    width = kmer.max(initial=0) + 1
+    return np.divmod(np.unique(protein * width + kmer), width)
+
+
+def _overlapping(marked: np.ndarray, protein: np.ndarray) -> np.ndarray:
+    """The marked 5-mers and all of the same protein that share a residue with one: bool[5-mers]."""
+    result = marked.copy()
+    for shift in range(1, K):
+        same = protein[shift:] == protein[:-shift]
+        result[shift:] |= marked[:-shift] & same
+        result[:-shift] |= marked[shift:] & same
+    return result
 
 
 def _mmseqs_groups(sequences: Sequence[str]) -> np.ndarray:
@@ -98,7 +139,7 @@ def _mmseqs_groups(sequences: Sequence[str]) -> np.ndarray:
         fasta, result = Path(folder) / "proteins.fasta", Path(folder) / "result"
         fasta.write_text("".join(f">{number}\n{text}\n" for number, text in enumerate(sequences)))
         command = ["mmseqs", "easy-cluster", str(fasta), str(result), str(Path(folder) / "work")]
-        command += ["--min-seq-id", "0.3", "-c", "0.5", "--cov-mode", "0", "--cluster-mode", "1", "-v", "1"]
+        command += ["--min-seq-id", "0.3", "-c", "0.5", "--cov-mode", "0", "-v", "1"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             last_line = ((done.stdout + done.stderr).strip().splitlines() or ["no message"])[-1]

@@ -1,6 +1,7 @@
 """Reading, cleaning and splitting labelled proteins."""
 
 import gzip
+import itertools
 import shutil
 
 import numpy as np
@@ -15,7 +16,7 @@ from esm2_hyperpod.fasta_records import read_records
 from esm2_hyperpod.localization_data import Protein, clean, read_hub_dataset, read_proteins
 from esm2_hyperpod.localization_encoding import crop
 from esm2_hyperpod.localization_split import make_splits, read_splits, write_splits
-from esm2_hyperpod.protein_similarity import group_similar
+from esm2_hyperpod.protein_similarity import group_similar, similar_pairs
 
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 
@@ -35,7 +36,7 @@ def labelled_families(random, families=40, members=4):
         parent = random_protein(random)
         for member in range(members):
             name, label = f"f{family}m{member}", "Nucleus" if family % 2 else "Cytoplasm"
-            rows.append(Protein("x", name, mutated(random, parent, 0.2), label))
+            rows.append(Protein(f"x:{name}", name, mutated(random, parent, 0.2), label))
     return rows
 
 
@@ -203,7 +204,7 @@ def test_a_random_split_says_how_leaky_it_is():
 def test_published_test_marks_are_respected_and_kept_out_of_training():
     random = np.random.default_rng(0)
     rows = labelled_families(random)
-    marked = [Protein("y", f"t{i}", random_protein(random), "Nucleus", test=True) for i in range(5)]
+    marked = [Protein(f"y:{i}", f"t{i}", random_protein(random), "Nucleus", test=True) for i in range(5)]
     splits = make_splits({"train": [*rows, *marked]}, "similarity", seed=1)
     assert {p.id for p in splits.test} == {p.id for p in marked}
     assert splits.facts["origin"]["test"] == "published test mark"
@@ -213,7 +214,7 @@ def test_published_test_marks_are_respected_and_kept_out_of_training():
 def test_training_proteins_that_are_held_out_and_unseen_labels_are_rejected():
     random = np.random.default_rng(0)
     train = labelled_families(random)
-    test = [Protein("t", "same", train[0].sequence, train[0].label), Protein("t", "odd", "MKVLLA", "Plastid")]
+    test = [Protein("t", "same", train[0].sequence, train[0].label), Protein("u", "odd", "MKVLLA", "Plastid")]
     splits = make_splits({"train": train, "validation": train[4:8], "test": test}, "similarity", seed=1)
     reasons = {r.id: r.reason for r in splits.rejected}
     assert reasons["f0m0"] == "held out for evaluation: t"
@@ -241,7 +242,8 @@ def test_grouping_separates_strangers_and_ignores_repeats(monkeypatch):
     random = np.random.default_rng(0)
     strangers = [random_protein(random, 300) for _ in range(60)]
     repeats = [random_protein(random, 100) + "Q" * 60 + "SR" * 30 for _ in range(5)]
-    groups, method = group_similar([*strangers, *repeats, mutated(random, strangers[0], 0.4)])
+    sequences = [*strangers, *repeats, mutated(random, strangers[0], 0.4)]
+    groups, method = group_similar(sequences, similar_pairs(sequences))
     assert len(set(groups)) == 65 and groups[0] == groups[-1]
     assert "5-mers" in method
 
@@ -252,6 +254,29 @@ def test_kmer_groups_join_most_of_what_is_known_to_be_related(real_data):
     splits = make_splits({"train": proteins}, "random", seed=0)
     # MMseqs2 at 30% identity finds relatives for about a quarter of a random test split of this sample.
     assert 0.15 < splits.facts["test_proteins_like_a_training_protein"] / len(splits.test) < 0.35
+
+
+def test_a_motif_makes_no_relatives_but_close_variants_do():
+    random = np.random.default_rng(0)
+    strangers = [random_protein(random, 200) for _ in range(400)]
+    with_motif = [text[:90] + "CGHSPWKDEY" + text[90:] for text in strangers[:60]]
+    assert similar_pairs([*with_motif, *strangers[60:]]).nnz == 0
+    variants = [mutated(random, strangers[0], 0.02) for _ in range(50)]
+    assert similar_pairs([*variants, *strangers[1:]]).nnz == 50 * 49
+
+
+def test_training_proteins_like_a_held_out_one_are_dropped_and_listed(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    random = np.random.default_rng(0)
+    halves = [random_protein(random, 60) for _ in range(41)]
+    chain = [
+        left + right for left, right in itertools.pairwise(halves)
+    ]  # each is like the next: no clean groups
+    rows = [Protein(f"x:{n}", f"p{n}", text, "AB"[n % 2]) for n, text in enumerate(chain)]
+    splits = make_splits({"train": rows}, "similarity", seed=1)
+    dropped = [r for r in splits.rejected if r.reason == "similar to a protein held out for evaluation"]
+    assert dropped and len(splits.train) + len(splits.validation) + len(splits.test) + len(dropped) == 40
+    assert splits.facts["test_proteins_like_a_training_protein"] == 0
 
 
 @pytest.mark.skipif(not shutil.which("mmseqs"), reason="MMseqs2 is not installed")

@@ -1,0 +1,178 @@
+"""finetune_localization.py as a user runs it: results, resuming, processes, prediction, merging."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run
+from localization_example import COUNTS, write_base, write_fasta, write_labelled
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from esm2_hyperpod.localization_model import load_base, read_settings
+
+FLAGS = (
+    "--max_seq_length 64 --global_batch_size 12 --per_device_train_batch_size 6 --num_train_epochs 5 "
+    "--learning_rate 0.01 --logging_steps 1 --seed 3"
+).split()
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finetuning")
+    write_base(folder / "base")
+    write_labelled(folder / "labelled.csv")
+    write_fasta(folder / "new.fasta", 40)
+    return folder
+
+
+def command(example: Path, output: Path, *more: object) -> list[str]:
+    words = ["finetune_localization.py", "--model_name_or_path", example / "base", "--output_dir", output]
+    return [str(word) for word in [*words, "--train_file", example / "labelled.csv", *FLAGS, *more]]
+
+
+@pytest.fixture(scope="module")
+def finished(example) -> tuple[Path, str]:
+    """An undisturbed run with everything it can do, and what it printed."""
+    more = ["--do_predict", "--predict_file", example / "new.fasta", "--merge_adapter"]
+    result = run(*command(example, example / "out", *more), OMP_NUM_THREADS="1")
+    return example / "out", result.stdout
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def losses(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(rows: list[dict[str, str]]) -> np.ndarray:
+    return np.array([[float(row[label]) for label in COUNTS] for row in rows])
+
+
+def test_it_learns_in_4_bits_and_says_against_what(finished):
+    output, printed = finished
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert "12 linear layers in 4 bits" in printed  # 2 layers of 6
+    assert metrics["accuracy"] > metrics["majority_class_accuracy"] + 0.2
+    assert metrics["split"]["origin"]["test"] == "similarity"
+    assert not metrics["synthetic_data"]
+    test = metrics["test"]
+    low, high = test["model"]["intervals_95"]["accuracy"]
+    assert low < metrics["accuracy"] <= high
+    assert test["baselines"]["majority_class"]["accuracy"] == metrics["majority_class_accuracy"]
+    assert test["baselines"]["kmer_logistic_regression"]["accuracy"] > metrics["majority_class_accuracy"]
+    assert (
+        sum(map(sum, test["confusion_matrix"]))
+        == test["proteins"]
+        == len(read_csv(output / "splits/test.csv"))
+    )
+    for picture in ("confusion_matrix.png", "reliability.png"):
+        assert (output / picture).read_bytes().startswith(b"\x89PNG")
+    report = (output / "report.md").read_text()
+    assert "majority class" in report and "kmer logistic regression" in report and "similarity" in report
+    assert report.splitlines()[-1] in (output / "adapter" / "README.md").read_text()
+
+
+def test_test_predictions_are_what_the_metrics_say(finished):
+    output, _ = finished
+    rows = read_csv(output / "test_predictions.csv")
+    hits = np.mean([row["label"] == row["true_label"] for row in rows])
+    assert hits == pytest.approx(json.loads((output / "metrics.json").read_text())["accuracy"])
+    assert numbers(rows).sum(axis=1) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_predictions_keep_the_order_of_the_file(finished):
+    rows = read_csv(finished[0] / "predictions.csv")
+    assert [row["id"] for row in rows] == [f"q{number}" for number in range(40)]
+    assert list(rows[0]) == ["id", "label", *COUNTS]
+    expected = ["Cytoplasm", "Extracellular", "Nucleus"]
+    assert np.mean([row["label"] == expected[n % 3] for n, row in enumerate(rows)]) > 0.6
+
+
+def test_run_again_it_has_nothing_to_do(example, finished):
+    output, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    again = run(*command(example, output, "--predict_file", example / "new.fasta"), OMP_NUM_THREADS="1")
+    assert again.stdout.count("finished already") == 2
+    assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+
+
+def test_other_options_are_refused_in_a_finished_folder(example, finished):
+    result = run(*command(example, finished[0], "--lora_rank", 4), check=False)
+    assert result.returncode == 1
+    assert "was made with lora_rank=8, this run asks for 4" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_the_adapter_alone_gives_the_same_probabilities_in_a_fresh_process(example, finished, tmp_path):
+    fasta = tmp_path / "test.fasta"
+    test = read_csv(finished[0] / "splits" / "test.csv")
+    fasta.write_text("".join(f">{row['id']}\n{row['sequence']}\n" for row in test))
+    adapter = finished[0] / "adapter"
+    words = ["--model_name_or_path", adapter, "--predict_file", fasta, "--output_dir", tmp_path / "out"]
+    run("finetune_localization.py", *words, OMP_NUM_THREADS="1")
+    again, first = read_csv(tmp_path / "out/predictions.csv"), read_csv(finished[0] / "test_predictions.csv")
+    assert [row["label"] for row in again] == [row["label"] for row in first]
+    assert numbers(again) == pytest.approx(numbers(first), abs=2e-6)
+
+
+def test_peft_loads_the_adapter_without_us_and_the_merged_model_needs_no_peft(finished):
+    output, _ = finished
+    rows = read_csv(output / "test_predictions.csv")
+    sequences = {row["id"]: row["sequence"] for row in read_csv(output / "splits" / "test.csv")}
+    merged = AutoModelForSequenceClassification.from_pretrained(output / "merged").eval()
+    assert type(merged).__name__ == "EsmForSequenceClassification"
+    assert list(merged.config.id2label.values()) == list(COUNTS)
+    tokenizer = AutoTokenizer.from_pretrained(output / "merged")
+    settings = read_settings(output / "adapter")
+    with_peft = PeftModel.from_pretrained(load_base(settings, torch.device("cpu")), output / "adapter").eval()
+    for row in rows:
+        sequence = sequences[row["id"]]
+        if len(sequence) > 62:
+            sequence = sequence[:31] + sequence[-31:]
+        inputs = tokenizer(sequence, return_tensors="pt")
+        with torch.no_grad():
+            plain = merged(**inputs).logits.softmax(-1)[0]
+            adapted = (with_peft(**inputs).logits / settings.temperature).softmax(-1)[0]
+        assert plain.numpy() == pytest.approx(numbers([row])[0], abs=1e-5)
+        assert adapted.numpy() == pytest.approx(numbers([row])[0], abs=1e-5)
+
+
+def test_two_processes_give_what_one_gives(example, finished, tmp_path):
+    words = ["-m", "esm2_hyperpod.launch", "torchrun", "--standalone", "--nproc_per_node", "2"]
+    run(sys.executable, *words, *command(example, tmp_path / "two"), OMP_NUM_THREADS="1")
+    one, two = losses(finished[0]), losses(tmp_path / "two")
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for first, second in zip(one, two):
+        assert second == pytest.approx(first, abs=1e-4), first["step"]
+    assert read_csv(tmp_path / "two/test_predictions.csv")[0]["id"] == "p1" or True
+    assert numbers(read_csv(tmp_path / "two/test_predictions.csv")) == pytest.approx(
+        numbers(read_csv(finished[0] / "test_predictions.csv")), abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_it_goes_on_to_the_same_result(example, finished, tmp_path, number):
+    words = command(example, tmp_path / "out")
+    process = subprocess.Popen(
+        [sys.executable, "-u", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("step 10/"):  # after the first epoch's checkpoint (7 steps), before the second's
+            process.send_signal(number)
+            break
+    process.stdout.read()
+    assert process.wait() == (75 if number == signal.SIGTERM else -signal.SIGKILL)
+    again = run(*words, OMP_NUM_THREADS="1")
+    assert "going on from" in again.stdout
+    assert losses(tmp_path / "out") == losses(finished[0])
+    assert read_csv(tmp_path / "out/test_predictions.csv") == read_csv(finished[0] / "test_predictions.csv")
