@@ -4,12 +4,12 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT, run
@@ -92,13 +92,21 @@ def wait_for_step(process: subprocess.Popen, output: Path, step: int) -> None:
         time.sleep(0.01)
 
 
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL a run and all its processes, which the launcher puts into sessions of their own."""
+    family = [process, *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        member.kill()
+    psutil.wait_procs(family[1:])
+    process.wait()
+
+
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_killed_and_started_again_repeats_every_digit(tokenized, tmp_path, fsdp):
     train(tokenized, tmp_path / "whole", processes=2, fsdp=fsdp)
     process = start(tokenized, tmp_path / "killed", processes=2, fsdp=fsdp)
     wait_for_step(process, tmp_path / "killed", 4)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_all(process)
     log = train(tokenized, tmp_path / "killed", processes=2, fsdp=fsdp).stdout
     assert "going on from" in log
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")

@@ -1,0 +1,84 @@
+"""The numbers a run prints: FLOPs, peaks, entropy, schedules."""
+
+import math
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import EsmForMaskedLM
+
+from esm2_hyperpod.model import SIZES, build_config
+from esm2_hyperpod.schedule import cosine_hold_factor, esm2_factor
+from esm2_hyperpod.throughput import peak_tflops, training_flops
+from esm2_hyperpod.validation import residue_frequency_entropy, share_of_packs
+
+
+def test_flops_are_those_torch_counts():
+    config = build_config("tiny")
+    config._attn_implementation = "eager"
+    model = EsmForMaskedLM(config)
+    counted = 0
+    for length in (50, 120):
+        with FlopCounterMode(display=False) as counter:
+            model(torch.randint(4, 24, (1, length))).logits.sum().backward()
+        counted += counter.get_total_flops()
+    ours = training_flops(config, tokens=170, squared_lengths=50**2 + 120**2)
+    # torch counts the backward of the first layer's input, which nothing asks for, as well as ours does
+    assert counted == pytest.approx(ours, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "size, millions", [("8M", 7.5), ("35M", 33.5), ("150M", 149), ("650M", 652), ("3B", 2841), ("15B", 15136)]
+)
+def test_sizes_are_esm2s(size, millions):
+    with torch.device("meta"):
+        model = EsmForMaskedLM(build_config(size))
+    assert model.num_parameters() / 1e6 == pytest.approx(millions, rel=0.01)
+    assert set(SIZES) >= {size}
+
+
+@pytest.mark.parametrize(
+    "name, peak",
+    [
+        ("NVIDIA A10G", 70),
+        ("NVIDIA A10", None),
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H200", 989),
+        ("NVIDIA B200", 2250),
+        ("Tesla T4", None),
+    ],
+)
+def test_peaks_by_device_name(name, peak):
+    assert peak_tflops(name) == peak
+
+
+@pytest.mark.parametrize("factor", [esm2_factor, cosine_hold_factor])
+def test_schedules_rise_to_the_peak_fall_to_a_tenth_by_90_percent_and_hold(factor):
+    values = [factor(step, 2_000, 500_000) for step in range(0, 500_001, 100)]
+    assert factor(0, 2_000, 500_000) == pytest.approx(1 / 2_000)  # no step is lost to a rate of zero
+    assert factor(1_999, 2_000, 500_000) == factor(2_000, 2_000, 500_000) == 1
+    assert values[20:] == sorted(values[20:], reverse=True)
+    assert factor(450_000, 2_000, 500_000) == pytest.approx(0.1)
+    assert factor(500_000, 2_000, 500_000) == pytest.approx(0.1)
+
+
+def test_esm2_schedule_is_linear():
+    middle = esm2_factor((2_000 + 450_000) // 2, 2_000, 500_000)
+    assert middle == pytest.approx(0.55)
+
+
+def test_entropy_of_equal_frequencies_is_that_of_twenty_letters():
+    equal = dict.fromkeys("LAGVSERTIDPKQNFYMHWC", 1000)
+    assert residue_frequency_entropy(equal, equal) == pytest.approx(math.log(20))
+    only_l = {"L": 10_000_000}
+    assert residue_frequency_entropy(only_l, only_l) < 0.001
+
+
+@pytest.mark.parametrize("packs, ranks", [(1, 1), (5, 2), (4, 4), (1, 3), (7, 3)])
+def test_ranks_validate_every_pack_once_in_equal_rounds(packs, ranks):
+    shares = [share_of_packs(packs, rank, ranks) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(number for share in shares for number in share if number >= 0) == list(range(packs))
