@@ -4,9 +4,11 @@ moto has no FSx file system in CloudFormation, no ListServiceQuotas (here a tabl
 for ThreadsPerCore, and cannot delete a stack's route tables, without which the VPC stays.
 """
 
+import functools
 import json
 
 import boto3
+from botocore.loaders import JSONFileLoader
 from moto.core.common_models import CloudFormationModel
 from moto.ec2.models.route_tables import RouteTable
 from moto.fsx.models import FileSystem, FSxBackend, fsx_backends
@@ -108,6 +110,8 @@ _moto_create_cluster = SageMakerModelBackend.create_cluster
 
 def start_server() -> tuple[ThreadedMotoServer, str]:
     """A running server and its address."""
+    # Each session reads its service models anew, which takes longer than all the rest of a test.
+    JSONFileLoader.load_file = functools.cache(JSONFileLoader.load_file)
     ServiceQuotasResponse.list_service_quotas = _list_service_quotas
     FSxBackend.describe_backups = _file_system_backups
     SageMakerModelBackend.create_cluster = _create_cluster

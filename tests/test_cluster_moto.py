@@ -20,29 +20,49 @@ COMMAND = str(ROOT / "cluster_setup" / "hyperpod.py")
 def server():
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server, address = cluster_moto.start_server()
-    yield address
+    yield SimpleNamespace(address=address, has_cluster=False)
     server.stop()
 
 
 @pytest.fixture
 def aws(server, monkeypatch):
     """The address of an AWS in which nothing exists and quotas are ample."""
-    urllib.request.urlopen(urllib.request.Request(f"{server}/moto-api/reset", method="POST"))
+    _credentials(monkeypatch)
+    _start_over(server)
+    return server.address
+
+
+@pytest.fixture
+def aws_with_cluster(server, monkeypatch, hyperpod):
+    """The address of an AWS in which the shipped cluster.yaml has been created; for tests that only read."""
+    _credentials(monkeypatch)
+    if not server.has_cluster:
+        _start_over(server)
+        hyperpod("create", "--yes")
+        server.has_cluster = True
+    return server.address
+
+
+def _credentials(monkeypatch):
+    for name, value in cluster_moto.CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+
+
+def _start_over(server):
+    urllib.request.urlopen(urllib.request.Request(f"{server.address}/moto-api/reset", method="POST"))
+    server.has_cluster = False
     cluster_moto.QUOTAS.clear()
     cluster_moto.QUOTAS.update(
         {"ml.g5.24xlarge for cluster usage": 4.0, "ml.m5.xlarge for cluster usage": 1.0}
     )
-    for name, value in cluster_moto.CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    return server
 
 
 @pytest.fixture
-def hyperpod(aws, monkeypatch, capsys):
+def hyperpod(server, monkeypatch, capsys):
     """Runs hyperpod.py whole, in this process: importing boto3 anew takes longer than the rest."""
 
     def hyperpod(command, *arguments, code=0):
-        words = [COMMAND, command, "--endpoint_url", aws, *arguments]
+        words = [COMMAND, command, "--endpoint_url", server.address, *arguments]
         monkeypatch.setattr(sys, "argv", [str(word) for word in words])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
@@ -67,58 +87,95 @@ def stacks(address):
     ]
 
 
-def test_create_makes_the_cluster_with_what_the_stack_made_and_twice_is_once(aws, hyperpod):
-    first = hyperpod("create", "--yes").out
-    assert "InService; nodes: controller 1/1, workers 2/2" in first
-    cluster = cluster_moto.client("sagemaker", aws).describe_cluster(ClusterName="esm2")
-    (vpc,) = cluster_moto.client("ec2", aws).describe_vpcs(
+def test_create_makes_the_cluster_with_what_the_stack_made(aws_with_cluster, hyperpod):
+    cluster = cluster_moto.client("sagemaker", aws_with_cluster).describe_cluster(ClusterName="esm2")
+    (vpc,) = cluster_moto.client("ec2", aws_with_cluster).describe_vpcs(
         Filters=[{"Name": "cidr", "Values": ["10.1.0.0/16"]}]
     )["Vpcs"]
-    (subnet,) = cluster_moto.client("ec2", aws).describe_subnets(
+    (subnet,) = cluster_moto.client("ec2", aws_with_cluster).describe_subnets(
         Filters=[{"Name": "vpc-id", "Values": [vpc["VpcId"]]}, {"Name": "cidr", "Values": ["10.1.0.0/17"]}]
     )["Subnets"]
     assert cluster["VpcConfig"]["Subnets"] == [subnet["SubnetId"]]
     assert subnet["AvailabilityZone"] == "us-west-2b"
-    (file_system,) = cluster_moto.client("fsx", aws).describe_file_systems()["FileSystems"]
+    (file_system,) = cluster_moto.client("fsx", aws_with_cluster).describe_file_systems()["FileSystems"]
     for group in cluster["InstanceGroups"]:
         mount = group["InstanceStorageConfigs"][0]["FsxLustreConfig"]
         assert mount["DnsName"] == file_system["DNSName"]
         bucket, key = re.match("s3://([^/]+)/(.*)", group["LifeCycleConfig"]["SourceS3Uri"]).groups()
-        script = cluster_moto.client("s3", aws).get_object(Bucket=bucket, Key=f"{key}/on_init_complete.sh")
+        script = cluster_moto.client("s3", aws_with_cluster).get_object(
+            Bucket=bucket, Key=f"{key}/on_init_complete.sh"
+        )
         assert script["Body"].read() == (CONFIG.parent / "on_init_complete.sh").read_bytes()
 
-    second = hyperpod("create", "--yes").out
-    assert "cluster esm2 is there" in second and "making stack" not in second
-    assert clusters(aws) == ["esm2"] and stacks(aws) == ["esm2-hyperpod"]
+
+def test_status_says_what_is_there_and_what_bills(aws_with_cluster, hyperpod):
+    there = hyperpod("status").out
+    assert "cluster esm2 in us-west-2: InService" in there
+    assert "workers: 2 of 2 nodes, ml.g5.24xlarge" in there
+    assert len(re.findall(r"^  \S+  (controller|workers) +Running$", there, re.M)) == 3
+    for bill in ("2 x ml.g5.24xlarge", "FSx for Lustre file system", "NAT gateway", "public address"):
+        assert bill in there.partition("bills now:")[2]
 
 
-def test_create_goes_on_where_it_was_interrupted(aws, hyperpod):
-    hyperpod("create", "--yes")
-    cluster_moto.client("sagemaker", aws).delete_cluster(ClusterName="esm2")  # as if it had not come so far
-    (stack,) = cluster_moto.client("cloudformation", aws).describe_stacks()["Stacks"]
+def test_connect_targets_the_controller_or_the_node_asked_for(aws_with_cluster, hyperpod):
+    command = hyperpod("connect", "--dry_run").out
+    assert re.search(
+        r"aws ssm start-session --region us-west-2 --target sagemaker-cluster:esm2_controller-controller-0",
+        command,
+    )
+    assert "_workers-workers-0" in hyperpod("connect", "--dry_run", "--node", "workers").out
+    wrong = hyperpod("connect", "--dry_run", "--node", "i-0", code=1)
+    assert "no running node i-0; running nodes: controller controller-0" in wrong.error
+
+
+def test_a_stack_made_for_other_storage_is_refused_and_untouched(aws_with_cluster, hyperpod, tmp_path):
+    config = yaml.safe_load(CONFIG.read_text())
+    config["fsx"]["size_gb"] = 2400
+    config["options"]["on_init_complete"] = None
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
+    result = hyperpod("create", "--yes", "--config", tmp_path / "cluster.yaml", code=1)
+    assert "FsxSizeGb=1200 (now 2400)" in result.error
+
+
+def test_create_goes_on_where_it_was_interrupted_and_twice_is_once(aws_with_cluster, hyperpod, server):
+    """Takes the cluster away, as if it had not come so far, and puts the legacy file in its way."""
+    server.has_cluster = False
+    cloudformation = cluster_moto.client("cloudformation", aws_with_cluster)
+    (stack,) = cloudformation.describe_stacks()["Stacks"]
+    again = hyperpod("create", "--yes").out
+    assert "cluster esm2 is there" in again and "making stack" not in again
+
+    cluster_moto.client("sagemaker", aws_with_cluster).delete_cluster(ClusterName="esm2")
+    bucket, key = "sagemaker-esm2-123456789012-us-west-2", "lifecycle/provisioning_parameters.json"
+    cluster_moto.client("s3", aws_with_cluster).put_object(Bucket=bucket, Key=key, Body=b"{}")
+    refused = hyperpod("create", "--yes", code=1)
+    assert f"aws s3 rm s3://{bucket}/{key}" in refused.error and clusters(aws_with_cluster) == []
+
+    cluster_moto.client("s3", aws_with_cluster).delete_object(Bucket=bucket, Key=key)
     output = hyperpod("create", "--yes").out
     assert "stack esm2-hyperpod is there" in output and "creating cluster esm2" in output
-    (same,) = cluster_moto.client("cloudformation", aws).describe_stacks()["Stacks"]
-    assert stack["StackId"] == same["StackId"] and clusters(aws) == ["esm2"]
+    (same,) = cloudformation.describe_stacks()["Stacks"]
+    assert stack["StackId"] == same["StackId"] and clusters(aws_with_cluster) == ["esm2"]
 
 
-@pytest.mark.parametrize("command", [["create"], ["delete"]])
-def test_nothing_is_made_or_removed_without_a_yes(aws, hyperpod, command):
-    if command == ["delete"]:
-        hyperpod("create", "--yes")
-    before = clusters(aws), stacks(aws)
-    result = hyperpod(*command, code=1)
-    assert "add --yes to go on" in result.error
-    assert (clusters(aws), stacks(aws)) == before
-
-
-def test_dry_runs_change_nothing(aws, hyperpod):
-    assert "would be made" in hyperpod("create", "--dry_run").out
+def test_nothing_is_made_without_a_yes_nor_in_a_dry_run(aws, hyperpod):
+    assert "add --yes to go on" in hyperpod("create", code=1).error
+    assert "cluster esm2: would be made" in hyperpod("create", "--dry_run").out
+    assert "does not exist" in hyperpod("status").out and "nothing bills" in hyperpod("status").out
     assert clusters(aws) == [] and stacks(aws) == []
-    hyperpod("create", "--yes")
-    assert "would change cluster esm2 from 2 to 3" in hyperpod("scale", "--count", "3", "--dry_run").out
+
+
+def test_nothing_is_removed_or_changed_without_a_yes_nor_in_a_dry_run(aws_with_cluster, hyperpod):
+    assert "add --yes to go on" in hyperpod("delete", code=1).error
     assert "would remove all of it" in hyperpod("delete", "--dry_run").out
-    assert clusters(aws) == ["esm2"] and stacks(aws) == ["esm2-hyperpod"]
+    assert "would change cluster esm2 from 2 to 3" in hyperpod("scale", "--count", "3", "--dry_run").out
+    assert "is there, would be kept" in hyperpod("create", "--dry_run").out
+    assert clusters(aws_with_cluster) == ["esm2"] and stacks(aws_with_cluster) == ["esm2-hyperpod"]
+
+
+def test_scaling_beyond_the_quota_or_to_nothing_is_refused(aws_with_cluster, hyperpod):
+    assert "the cluster needs 5" in hyperpod("scale", "--count", "5", code=1).error
+    assert "workers.count = 0" in hyperpod("scale", "--count", "0", code=1).error
 
 
 def test_a_quota_too_low_stops_before_anything_is_made(aws, hyperpod):
@@ -138,83 +195,29 @@ def test_a_zone_without_the_machines_is_refused_with_the_zones_that_have_them(aw
     assert stacks(aws) == []
 
 
-def test_a_stack_made_for_other_storage_is_refused_and_untouched(aws, hyperpod, tmp_path):
+def test_delete_keeps_the_data_if_asked_and_else_removes_all_but_backups(aws, hyperpod):
     hyperpod("create", "--yes")
-    config = yaml.safe_load(CONFIG.read_text())
-    config["fsx"]["size_gb"] = 2400
-    config["options"]["on_init_complete"] = None
-    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
-    result = hyperpod("create", "--yes", "--config", tmp_path / "cluster.yaml", code=1)
-    assert "FsxSizeGb=1200 (now 2400)" in result.error
-
-
-def test_the_legacy_topology_file_beside_the_script_is_refused(aws, hyperpod):
-    hyperpod("create", "--yes")
-    cluster_moto.client("sagemaker", aws).delete_cluster(ClusterName="esm2")
-    bucket = "sagemaker-esm2-123456789012-us-west-2"
-    key = "lifecycle/provisioning_parameters.json"
-    cluster_moto.client("s3", aws).put_object(Bucket=bucket, Key=key, Body=b"{}")
-    result = hyperpod("create", "--yes", code=1)
-    assert f"aws s3 rm s3://{bucket}/{key}" in result.error
-    assert clusters(aws) == []
-
-
-def test_status_says_what_is_there_and_what_bills(aws, hyperpod):
-    absent = hyperpod("status").out
-    assert "does not exist" in absent and "nothing bills" in absent
-    hyperpod("create", "--yes")
-    there = hyperpod("status").out
-    assert "cluster esm2 in us-west-2: InService" in there
-    assert "workers: 2 of 2 nodes, ml.g5.24xlarge" in there
-    assert len(re.findall(r"^  \S+  (controller|workers) +Running$", there, re.M)) == 3
-    for bill in ("2 x ml.g5.24xlarge", "FSx for Lustre file system", "NAT gateway", "public address"):
-        assert bill in there.partition("bills now:")[2]
-
-
-def test_connect_targets_the_controller_or_the_node_asked_for(aws, hyperpod):
-    hyperpod("create", "--yes")
-    command = hyperpod("connect", "--dry_run").out
-    assert re.search(
-        r"aws ssm start-session --region us-west-2 --target sagemaker-cluster:esm2_controller-controller-0",
-        command,
-    )
-    assert "_workers-workers-0" in hyperpod("connect", "--dry_run", "--node", "workers").out
-    wrong = hyperpod("connect", "--dry_run", "--node", "i-0", code=1)
-    assert "no running node i-0; running nodes: controller controller-0" in wrong.error
-
-
-def test_delete_removes_everything_and_says_so(aws, hyperpod):
-    hyperpod("create", "--yes")
-    group = "/aws/sagemaker/Clusters/esm2/abc"
-    cluster_moto.client("logs", aws).create_log_group(logGroupName=group)
-    output = hyperpod("delete", "--yes").out
-    assert "ALL DATA under /fsx" in output and group in output
-    assert output.rstrip().endswith("all removed; nothing bills")
-    assert clusters(aws) == [] and stacks(aws) == []
-    assert cluster_moto.client("fsx", aws).describe_file_systems()["FileSystems"] == []
-    assert cluster_moto.client("s3", aws).list_buckets()["Buckets"] == []
-    networks = cluster_moto.client("ec2", aws).describe_vpcs()["Vpcs"]
-    assert [network["CidrBlock"] for network in networks] == [
-        "172.31.0.0/16"
-    ]  # the default one of any account
-    assert "nothing bills" in hyperpod("delete", "--yes").out
-
-
-def test_delete_can_keep_the_data(aws, hyperpod):
-    hyperpod("create", "--yes")
-    output = hyperpod("delete", "--yes", "--keep_stack").out
+    still = hyperpod("delete", "--yes", "--keep_stack").out.partition("still bills:")[2]
     assert clusters(aws) == [] and stacks(aws) == ["esm2-hyperpod"]
-    still = output.partition("still bills:")[2]
     assert "FSx for Lustre" in still and "ml.g5.24xlarge" not in still
 
-
-def test_backups_outlive_the_rest_and_are_named(aws, hyperpod):
-    hyperpod("create", "--yes")
+    group = "/aws/sagemaker/Clusters/esm2/abc"
+    cluster_moto.client("logs", aws).create_log_group(logGroupName=group)
     fsx = cluster_moto.client("fsx", aws)
     file_system = fsx.describe_file_systems()["FileSystems"][0]["FileSystemId"]
     backup = fsx.create_backup(FileSystemId=file_system)["Backup"]["BackupId"]
     output = hyperpod("delete", "--yes").out
+    assert "ALL DATA under /fsx" in output and group in output
     assert f"still bills:\n  backup {backup}" in output and "aws fsx delete-backup" in output
+    assert stacks(aws) == [] and fsx.describe_file_systems()["FileSystems"] == []
+    assert cluster_moto.client("s3", aws).list_buckets()["Buckets"] == []
+    assert cluster_moto.client("logs", aws).describe_log_groups()["logGroups"] == []
+    networks = cluster_moto.client("ec2", aws).describe_vpcs()["Vpcs"]
+    assert [network["CidrBlock"] for network in networks] == [
+        "172.31.0.0/16"
+    ]  # the default one of any account
+    fsx.delete_backup(BackupId=backup)
+    assert "nothing bills" in hyperpod("delete", "--yes").out
 
 
 def test_no_credentials_is_one_line(aws):

@@ -245,7 +245,8 @@ def test_a_stack_that_will_not_go_says_why_and_that_it_bills(aws):
     queue_stack(aws, "DELETE_FAILED")
     event = {
         "StackId": "x", "EventId": "1", "StackName": "esm2-hyperpod", "Timestamp": NOW,
-        "LogicalResourceId": "Vpc", "ResourceStatus": "DELETE_FAILED", "ResourceStatusReason": "has dependencies",
+        "LogicalResourceId": "Vpc", "ResourceStatus": "DELETE_FAILED",
+        "ResourceStatusReason": "has dependencies",
     }  # fmt: skip
     stub.add_response("describe_stack_events", {"StackEvents": [event]})
     with pytest.raises(UserError, match="goes on billing: Vpc: has dependencies"):
