@@ -19,10 +19,9 @@ from esm2_hyperpod.checkpoints import newest_whole_checkpoint
 from esm2_hyperpod.command_line import parse
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.localization_arguments import FinetuningArguments
-from esm2_hyperpod.pretraining import lay_out
+from esm2_hyperpod.pretraining import open_split
 from esm2_hyperpod.pretraining_arguments import PretrainingArguments
 from esm2_hyperpod.run_report import FINISHED, read_run
-from esm2_hyperpod.sequence_store import SequenceStore
 
 
 def main() -> int:
@@ -52,11 +51,9 @@ def check_pretraining(world: int) -> list[str]:
         return [str(error)]
     say("dataset", f"{dataset_dir}: complete")
     epochs_asked = args.max_steps <= 0
-    packs = (
-        lay_out(SequenceStore(dataset_dir / "train").lengths(), args, args.seed).packs if epochs_asked else 0
-    )
+    train = open_split(dataset_dir / "train", args, args.seed, plans_folder=None) if epochs_asked else None
     try:
-        args.set_steps(packs)
+        args.set_steps(train.packs.packs_per_epoch if train else 0)
     except UserError as error:
         return [str(error)]
     micro_batches = f"{args.tokens_per_device:,} x {args.gradient_accumulation_steps} accumulated"

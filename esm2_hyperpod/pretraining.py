@@ -57,14 +57,17 @@ class Split:
     batches: BatchMaker
 
 
-def open_split(folder: Path, args: PretrainingArguments, seed: int, plans_folder: Path) -> Split | None:
+def open_split(
+    folder: Path, args: PretrainingArguments, seed: int, plans_folder: Path | None
+) -> Split | None:
     """Open a split of step 1, or None if there is nothing in it.
 
     With a `cluster_of_row.npy` beside it, an epoch takes one member of each cluster.
 
     Args:
         seed: of packs, crops and masks.
-        plans_folder: where processes share plans; its name must tell runs with other options apart.
+        plans_folder: where processes share plans, if at all; its name must tell runs with other
+            options apart.
     """
     if not folder.is_dir():  # step 1 makes no folder for a split of size 0
         return None
@@ -82,7 +85,7 @@ def open_split(folder: Path, args: PretrainingArguments, seed: int, plans_folder
 
     clusters = folder / CLUSTER_OF_ROW
     plans = EpochPlans(lengths, layout, seed, np.load(clusters, mmap_mode="r") if clusters.exists() else None)
-    if args.world_size > 1 and len(store) >= SHARED_FROM:
+    if plans_folder and args.world_size > 1 and len(store) >= SHARED_FROM:
         plans = SharedPlans(plans, plans_folder / folder.name, maker=args.process_index == 0)
     packs = PackStream(plans)
     tails = math.ceil(

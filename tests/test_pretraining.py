@@ -231,9 +231,19 @@ def test_ways_to_compute_agree(tokenized, undisturbed, tmp_path, flag):
     assert_close(metrics(tmp_path), metrics(undisturbed), 1e-3)
 
 
-def test_fp8_trains_nearly_alike_and_leaves_an_ordinary_model(tokenized, undisturbed, tmp_path):
-    pytest.importorskip("torchao")
-    train(tokenized, tmp_path, "--precision", "fp8")
+@pytest.fixture(scope="session")
+def torchao(tmp_path_factory) -> Path:
+    """torchao in a folder of its own: where it is installed, transformers imports it in every process."""
+    folder = tmp_path_factory.mktemp("torchao")
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, "torchao==0.18.0")
+    return folder
+
+
+def test_fp8_trains_nearly_alike_and_leaves_an_ordinary_model(tokenized, undisturbed, tmp_path, torchao):
+    flags = ("--dataset_dir", tokenized, "--output_dir", tmp_path, *SMALL, "--precision", "fp8")
+    missing = run("train.py", *flags, check=False, **CPU)
+    assert missing.returncode == 1 and "pip install torchao" in missing.stderr
+    run("train.py", *flags, PYTHONPATH=str(torchao), **CPU)
     assert metrics(tmp_path) != metrics(undisturbed)
     assert_close(metrics(tmp_path)[:1], metrics(undisturbed)[:1], 0.1)
     AutoModelForMaskedLM.from_pretrained(tmp_path / "final_model")
