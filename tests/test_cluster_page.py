@@ -58,6 +58,12 @@ def test_an_unknown_flag_or_a_shortened_one_is_refused(parse, capsys):
         assert stop.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err
 
 
+def test_without_its_two_packages_the_command_says_how_to_get_them():
+    bare = run(sys.executable, "-S", COMMAND, "plan", check=False)
+    assert bare.returncode == 1 and "pip install -r cluster_setup/requirements.txt" in bare.stderr
+    assert len(bare.stderr.splitlines()) == 1
+
+
 def test_every_file_the_page_links_or_runs_exists():
     for link in re.findall(r"\]\((?!http)([^)]+)\)", PAGE):
         assert (SETUP / link).exists(), link

@@ -157,7 +157,8 @@ def _observe_deletion(aws: Aws, stack_id: str) -> tuple[str, bool]:
     if stack["StackStatus"] == "DELETE_FAILED":
         reason = _first_failure(aws, stack_id)
         raise UserError(
-            f"stack {stack['StackName']}: could not be deleted and goes on billing: {reason}; remove that in "
-            "the AWS console, then run `hyperpod.py delete` again"
+            f"stack {stack['StackName']}: could not be deleted and goes on billing: {reason}; nodes may "
+            "still be leaving the network: run `hyperpod.py delete` again in ten minutes, and if it stays, "
+            "remove that resource in the AWS console first"
         )
     return f"stack: {stack['StackStatus']}", False
