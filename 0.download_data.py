@@ -14,7 +14,6 @@ started again; with --keep_fasta it goes on from the bytes it has.
 import argparse
 import contextlib
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ import pyarrow as pa
 from esm2_hyperpod import sources, synthetic
 from esm2_hyperpod.artifacts import (
     MANIFEST,
+    check_free_space,
     check_same_options,
     only_writer,
     package_versions,
@@ -145,6 +145,7 @@ def make_partitions(arguments: argparse.Namespace) -> None:
     is_synthetic = arguments.source == sources.SYNTHETIC
     labels = folder / f".{LOCALIZATION}.tmp"
     (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / LOCALIZATION).unlink(missing_ok=True)
     remove_partitions(folder)
     totals = {"records": 0, "residues": 0, "longest": 0}
 
@@ -158,7 +159,9 @@ def make_partitions(arguments: argparse.Namespace) -> None:
             source = sources.Source("synthetic proteins", None, chunks)
         else:
             source = open_source(arguments)
-            check_free_space(source, folder, limit)
+            if source.size and not limit:
+                needed = space_needed(source, arguments)
+                check_free_space(folder, needed, ", or take less with --max_records")
         bar = stack.enter_context(byte_bar(None if limit else source.size, "FASTA"))
         plain = prefetch(sources.decompressed(prefetch(counted(source.chunks, bar)), source.name))
         stack.callback(plain.close)
@@ -214,23 +217,11 @@ def open_source(arguments: argparse.Namespace) -> sources.Source:
     return source
 
 
-def check_free_space(source: sources.Source, folder: Path, limit: int | None) -> None:
-    """Refuse before starting what cannot end well."""
-    if source.size is None:
-        return
-    needed = int(source.size * (GZIP_RATIO if source.compressed else 1))
-    if limit:
-        needed = min(needed, limit * 1000)
-    free = shutil.disk_usage(folder).free
-    print(
-        f"{source.name}: {source.size / 1e9:.2f} GB; "
-        f"the CSV takes up to {needed / 1e9:.2f} GB of {free / 1e9:.1f} GB free"
-    )
-    if needed > free:
-        raise UserError(
-            f"{folder}: needs about {needed / 1e9:.2f} GB and has {free / 1e9:.2f} GB free; "
-            "free some space, choose another --output_dir, or take less with --max_records"
-        )
+def space_needed(source: sources.Source, arguments: argparse.Namespace) -> float:
+    """Bytes that the output folder must have room for, at most."""
+    rows = source.size * (GZIP_RATIO if source.compressed else 1)
+    copies = 2 if arguments.max_records_per_partition else 1  # all rows wait on disk until they are counted
+    return copies * rows + (source.size if arguments.keep_fasta else 0)
 
 
 def counted(chunks: Iterator[bytes], bar) -> Iterator[bytes]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from esm2_hyperpod.arrow_dataset import describe_dataset
 from esm2_hyperpod.artifacts import (
     MANIFEST,
+    check_free_space,
     check_same_options,
     only_writer,
     read_manifest,
@@ -31,6 +32,7 @@ from esm2_hyperpod.splits import SPLITS, resolve
 from esm2_hyperpod.tokenization import LONG_SEQUENCES, Cleaning
 from esm2_hyperpod.tokenized_manifest import summary, write_cluster_of_row
 
+ARROW_TO_CSV = 1.1  # bytes out for bytes in, at most
 BYTES_WORTH_A_PROCESS = 8 << 20  # less is done before another process has started
 
 
@@ -165,9 +167,6 @@ def tokenize(arguments: argparse.Namespace, source: dict) -> None:
     )
     if note:
         print(note)
-    if arguments.clusters:
-        (folder / NOTES).mkdir(exist_ok=True)
-        table = build_table(arguments.clusters, folder / NOTES, arguments.seed)
     cleaning = Cleaning(arguments.long_sequences, arguments.max_length, arguments.min_length)
     tasks = [
         Task(
@@ -184,10 +183,13 @@ def tokenize(arguments: argparse.Namespace, source: dict) -> None:
         )
         for index, file in enumerate(source["files"])
     ]
+    total = sum(file["bytes"] for file in source["files"])
+    if not (folder / NOTES).is_dir():  # else some of it is there already
+        check_free_space(folder, ARROW_TO_CSV * total, "")
     for name in (*fractions.asked_for(), NOTES):
         (folder / name).mkdir(exist_ok=True)
-    total = sum(file["bytes"] for file in source["files"])
     processes = max(1, min(arguments.num_proc, len(tasks), total // BYTES_WORTH_A_PROCESS))
+    table = build_table(arguments.clusters, folder / NOTES, arguments.seed) if arguments.clusters else ()
     notes: list[dict] = [{}] * len(tasks)
     with byte_bar(total, "CSV") as bar:
         for index, done in run_all(tasks, processes):

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -92,6 +93,15 @@ def only_writer(folder: Path) -> Iterator[None]:
             if error.filename is None and error.errno is not None:
                 error.filename = str(folder)
             raise
+
+
+def check_free_space(folder: Path, needed: float, remedy: str) -> None:
+    """Print how many bytes will be written below `folder`; raise `UserError` if there is less room."""
+    free = shutil.disk_usage(folder).free
+    amounts = f"needs about {needed / 1e9:.3g} GB and has {free / 1e9:.3g} GB free"
+    if needed > free:
+        raise UserError(f"{folder}: {amounts}; free some space, choose another --output_dir{remedy}")
+    print(f"{folder}: {amounts}")
 
 
 def sync_files(paths: Iterable[Path]) -> None:
