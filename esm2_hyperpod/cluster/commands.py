@@ -94,7 +94,7 @@ def scale(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
         raise UserError("; ".join(problems))
     preflight(aws, wanted)
     change_workers(aws, config.name, arguments.count, arguments.dry_run)
-    if arguments.count != config.workers.count:
+    if arguments.count != config.workers.count and not arguments.dry_run:
         print(f"write workers.count: {arguments.count} into {arguments.config} as well")
 
 
