@@ -34,7 +34,7 @@ from esm2_hyperpod.localization_model import (
     read_adapter_settings,
     saved_in,
 )
-from esm2_hyperpod.localization_prediction import predict_file, predict_logits
+from esm2_hyperpod.localization_prediction import already_predicted, predict_file, predict_logits
 from esm2_hyperpod.localization_results import save_tuned, write_results
 from esm2_hyperpod.localization_split import Splits, make_splits, read_splits, write_splits
 from esm2_hyperpod.localization_training import (
@@ -95,7 +95,7 @@ def finetune(args: FinetuningArguments) -> int | None:
     # The data: rank 0 splits it, the others read what it wrote.
     with args.main_process_first(local=False, desc="splitting the proteins"):
         splits = read_or_make_splits(args, output_dir / "splits")
-    settings, adapter = start_from(args, labels=list(splits.facts["labels"]))
+    settings, adapter = start_from(args, splits)
     train, validation, test = (
         EncodedProteins(part, settings) for part in (splits.train, splits.validation, splits.test)
     )
@@ -135,14 +135,17 @@ def finetune(args: FinetuningArguments) -> int | None:
     return None
 
 
-def start_from(args: FinetuningArguments, labels: list[str]) -> tuple[Settings, Path | None]:
+def start_from(args: FinetuningArguments, splits: Splits) -> tuple[Settings, Path | None]:
     """What is trained, and the adapter to continue where --model_name_or_path is one."""
+    labels = list(splits.facts["labels"])
+    several = any("|" in protein.label for protein in [*splits.train, *splits.validation, *splits.test])
     folder = Path(args.model_name_or_path)
     base = str(folder.resolve()) if folder.exists() else args.model_name_or_path
     if not is_tuned(base):
-        return Settings(base, labels, False, args.tuning, args.pooling, args.max_seq_length, args.crop), None
+        settings = Settings(base, labels, several, args.tuning, args.pooling, args.max_seq_length, args.crop)
+        return settings, None
     old = read_adapter_settings(folder)
-    if old.labels != labels:
+    if (old.labels, old.multi_label) != (labels, several):
         raise UserError(
             f"{folder}: knows the labels {', '.join(old.labels)}; these proteins have {', '.join(labels)}; "
             f"start from {old.base} instead"
@@ -206,11 +209,14 @@ def facts(args: FinetuningArguments) -> dict:
 
 def predict(args: FinetuningArguments, tuned: Path) -> None:
     """Predict every protein of --predict_file with the tuned model in `tuned`."""
-    output = Path(args.output_dir) / "predictions.csv"
-    model, settings = load_tuned(tuned, args.device)
-    count = predict_file(model, settings, Path(args.predict_file), output, weights=tuned)
+    fasta, output = Path(args.predict_file), Path(args.output_dir) / "predictions.csv"
+    if already_predicted(fasta, output, weights=tuned):
+        message = f"{output}: finished already"
+    else:
+        model, settings = load_tuned(tuned, args.device)
+        message = f"{output}: {predict_file(model, settings, fasta, output, weights=tuned):,} proteins"
     if args.process_index == 0:
-        print(f"{output}: {count:,} proteins" if count else f"{output}: finished already", flush=True)
+        print(message, flush=True)
 
 
 if __name__ == "__main__":

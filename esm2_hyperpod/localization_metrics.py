@@ -6,6 +6,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, softmax
 
+from esm2_hyperpod.localization_multilabel import multilabel_scores
+
 RESAMPLES = 2_000
 ECE_BINS = 15
 
@@ -36,14 +38,26 @@ class LocalizationScores(evaluate.Metric):
 
 
 def score(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """`LocalizationScores` of the most probable labels.
+    """Scores of what the logits (float[proteins, labels]) predict, without intervals.
 
-    Args:
-        logits: float[proteins, labels].
-        targets: int[proteins].
+    `targets` are label numbers int[proteins], or 0/1 float[proteins, labels] where there may be several.
     """
-    predicted = logits.argmax(axis=1)
-    return LocalizationScores().compute(predictions=predicted, references=targets, num_labels=logits.shape[1])
+    if targets.ndim == 2:
+        predicted = decide(probabilities(logits, 1.0, multi_label=True), multi_label=True)
+        return multilabel_scores(targets.astype(int), predicted)
+    return LocalizationScores().compute(
+        predictions=logits.argmax(axis=1), references=targets, num_labels=logits.shape[1]
+    )
+
+
+def decide(probability: np.ndarray, multi_label: bool) -> np.ndarray:
+    """0/1 int[proteins, labels]: the most probable label; if `multi_label`, also all of a half or more."""
+    chosen = np.zeros(probability.shape, dtype=int)
+    chosen[np.arange(len(chosen)), probability.argmax(axis=1)] = 1
+    if not multi_label:
+        return chosen
+    several = (probability >= 0.5).astype(int)
+    return np.where(several.any(axis=1, keepdims=True), several, chosen)
 
 
 def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.ndarray:
@@ -84,20 +98,20 @@ def bootstrap_intervals(confusion: np.ndarray, seed: int) -> dict[str, list[floa
     return {name: np.percentile(values, [2.5, 97.5]).tolist() for name, values in scores.items()}
 
 
-def per_class(confusion: np.ndarray, labels: list[str]) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and support (number of true proteins) of each label; 0 where undefined."""
+def per_class(truth: np.ndarray, predicted: np.ndarray, labels: list[str]) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1 and support (number of true proteins) of each label; 0 where undefined.
+
+    Args:
+        truth, predicted: 0/1 int[proteins, labels].
+    """
     rows = {}
-    for number, label in enumerate(labels):
-        hits, truth, predicted = (
-            confusion[number, number],
-            confusion[number].sum(),
-            confusion[:, number].sum(),
-        )
+    for label, true, given in zip(labels, truth.T, predicted.T):
+        hits, support, predictions = int(true @ given), int(true.sum()), int(given.sum())
         rows[label] = {
-            "precision": float(hits / max(predicted, 1)),
-            "recall": float(hits / max(truth, 1)),
-            "f1": float(2 * hits / max(truth + predicted, 1)),
-            "support": int(truth),
+            "precision": hits / max(predictions, 1),
+            "recall": hits / max(support, 1),
+            "f1": 2 * hits / max(support + predictions, 1),
+            "support": support,
         }
     return rows
 
@@ -125,8 +139,8 @@ def reliability(probability: np.ndarray, correct: np.ndarray) -> list[tuple[int,
     """(proteins, mean probability, share correct) of each filled one of `ECE_BINS` equal bins.
 
     Args:
-        probability: float[n], what the model gave its own prediction.
-        correct: bool[n].
+        probability: float[n], what the model gave a prediction.
+        correct: bool[n], whether it was right.
     """
     bins = np.minimum((probability * ECE_BINS).astype(int), ECE_BINS - 1)
     inside = [bins == number for number in range(ECE_BINS)]

@@ -19,7 +19,7 @@ from esm2_hyperpod.artifacts import write_json_atomically
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.fasta_records import Record, read_records
 from esm2_hyperpod.localization_encoding import collate, crop
-from esm2_hyperpod.localization_metrics import probabilities
+from esm2_hyperpod.localization_metrics import decide, probabilities
 from esm2_hyperpod.localization_model import SETTINGS, Settings
 
 CHUNK = 1_024  # proteins that are sorted by length together, and written together
@@ -67,27 +67,30 @@ def length_batches(lengths: Sequence[int], tokens: int) -> list[np.ndarray]:
     return batches
 
 
+def already_predicted(fasta: Path, output: Path, weights: Path) -> bool:
+    """Whether `output` holds the predictions of this file by the model in `weights`.
+
+    Raises `UserError` if there is no such FASTA file.
+    """
+    if not fasta.is_file():
+        raise UserError(f"--predict_file {fasta}: no such file")
+    return output.is_file() and _holds(output.with_suffix(".json"), _asked(fasta, weights))
+
+
 def predict_file(model: torch.nn.Module, settings: Settings, fasta: Path, output: Path, weights: Path) -> int:
     """Write `output` (id, label, the probability of each label), one row a record of `fasta`, in its order.
 
     Memory does not grow with the file. Rows go to `OUTPUT.partial`, a whole chunk at a time, and an
-    interrupted run goes on after the last whole chunk, provided that file and model are the same; so does a
-    finished one, which then has nothing to do. `weights` is the folder the model was loaded from.
-    Returns the number of proteins predicted now; all ranks take part.
+    interrupted run goes on after the last whole chunk, provided that file and model are the same.
+    `weights` is the folder the model was loaded from. All ranks take part.
+    Returns the number of proteins in `output`.
 
     Raises `UserError` if `fasta` is no FASTA file.
     """
-    if not fasta.is_file():
-        raise UserError(f"--predict_file {fasta}: no such file")
     partial = output.with_name(output.name + ".partial")
-    asked = {"file": _fingerprint(fasta), "model": _digest(weights), "labels": settings.labels}
-    record = output.with_suffix(".json")
-    done = _shared(_resume(partial, asked, settings, output, record) if rank() == 0 else None)
-    if done is None:
-        return 0
+    done = _shared(_resume(partial, _asked(fasta, weights), settings) if rank() == 0 else None)
     records = itertools.islice(read_records(fasta), done, None)
     bar = tqdm(initial=done, unit=" proteins", desc=f"predicting {fasta.name}", disable=rank() > 0)
-    start = done
     for chunk in _chunks(records):
         sequences = ["".join(record.sequence.split()).upper().rstrip("*") for record in chunk]
         ids = [encode(crop(text, settings.max_seq_length, settings.crop).encode()) for text in sequences]
@@ -99,10 +102,20 @@ def predict_file(model: torch.nn.Module, settings: Settings, fasta: Path, output
     bar.close()
     if rank() == 0:
         partial.replace(output)
-        _progress_file(partial).replace(record)
+        _progress_file(partial).replace(output.with_suffix(".json"))
     if dist.is_initialized():
         dist.barrier()
-    return done - start
+    return done
+
+
+def _asked(fasta: Path, weights: Path) -> dict:
+    """What a predictions file depends on."""
+    facts = fasta.stat()
+    digest = hashlib.sha256()
+    for path in [*sorted(weights.glob("*.safetensors")), weights / SETTINGS]:
+        digest.update(path.read_bytes())
+    file = {"path": str(fasta.resolve()), "bytes": facts.st_size, "modified_ns": facts.st_mtime_ns}
+    return {"file": file, "model": digest.hexdigest()}
 
 
 def csv_header(settings: Settings) -> list[str]:
@@ -111,11 +124,9 @@ def csv_header(settings: Settings) -> list[str]:
 
 
 def named_labels(row: np.ndarray, settings: Settings) -> str:
-    """The most probable label; where there may be several, all with a probability of a half or more."""
-    best = settings.labels[int(row.argmax())]
-    if not settings.multi_label:
-        return best
-    return "|".join(label for label, p in zip(settings.labels, row) if p >= 0.5) or best
+    """What the probabilities float[labels] of one protein predict; several labels are joined by `|`."""
+    chosen = decide(row[None], settings.multi_label)[0]
+    return "|".join(label for label, inside in zip(settings.labels, chosen) if inside)
 
 
 def _csv_rows(chunk: Sequence[Record], sequences: Sequence[str], rows: np.ndarray, settings: Settings) -> str:
@@ -130,10 +141,8 @@ def _csv_rows(chunk: Sequence[Record], sequences: Sequence[str], rows: np.ndarra
     return text.getvalue()
 
 
-def _resume(partial: Path, asked: dict, settings: Settings, output: Path, record: Path) -> int | None:
-    """Prepare `partial`; the number of proteins it already holds in whole chunks, None if all is done."""
-    if output.is_file() and _holds(record, asked):
-        return None
+def _resume(partial: Path, asked: dict, settings: Settings) -> int:
+    """Prepare `partial`; the number of proteins it already holds in whole chunks."""
     if partial.is_file() and _holds(_progress_file(partial), asked):
         kept = _keep_whole_chunks(partial)
         if kept:
@@ -173,18 +182,6 @@ def _append(path: Path, text: str) -> None:
 
 def _progress_file(partial: Path) -> Path:
     return partial.with_name(partial.name + ".json")
-
-
-def _fingerprint(path: Path) -> list:
-    facts = path.stat()
-    return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
-
-
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in [*sorted(folder.glob("*.safetensors")), folder / SETTINGS]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:

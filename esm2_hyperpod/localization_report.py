@@ -10,7 +10,7 @@ from esm2_hyperpod.localization_baselines import KMER_BASELINE, kmer_predictions
 from esm2_hyperpod.localization_encoding import EncodedProteins
 from esm2_hyperpod.localization_metrics import (
     bootstrap_intervals,
-    confusion_matrix,
+    decide,
     expected_calibration_error,
     per_class,
     probabilities,
@@ -18,10 +18,18 @@ from esm2_hyperpod.localization_metrics import (
     scores_of_confusion,
 )
 from esm2_hyperpod.localization_model import ADAPTER_TUNINGS, Settings
+from esm2_hyperpod.localization_multilabel import multilabel_intervals, multilabel_scores
 from esm2_hyperpod.localization_split import Splits
 
 LINE = "\n"
 SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "MCC (Gorodkin's R_K)"}
+MULTILABEL_SCORES = {
+    "accuracy": "the very set",
+    "jaccard": "Jaccard",
+    "micro_f1": "micro F1",
+    "macro_f1": "macro F1",
+    "mcc": "mean MCC",
+}
 
 
 def evaluate_test(
@@ -38,44 +46,63 @@ def evaluate_test(
         logits: float[test proteins, labels].
         seed: of the bootstrap.
     """
-    labels = len(settings.labels)
-    targets, predicted = test.targets, logits.argmax(axis=1)
-    kmers = kmer_predictions(
-        [p.sequence for p in splits.train], train.targets, [p.sequence for p in splits.test]
-    )
-    majority = majority_predictions(targets)
-    ours, by_kmers, by_majority = (
-        _scores_with_intervals(confusion_matrix(targets, guess, labels), seed)
-        for guess in (predicted, kmers, majority)
-    )
+    several = settings.multi_label
+    truth = test.targets.astype(int) if several else np.eye(len(settings.labels), dtype=int)[test.targets]
     given = {
-        name: probabilities(logits, t, False).max(axis=1)
-        for name, t in (("uncalibrated", 1.0), ("calibrated", settings.temperature))
+        name: probabilities(logits, temperature, several)
+        for name, temperature in (("uncalibrated", 1.0), ("calibrated", settings.temperature))
     }
-    correct = predicted == targets
-    confusion = confusion_matrix(targets, predicted, labels)
+    predicted = decide(given["calibrated"], several)
+    sequences = [[protein.sequence for protein in part] for part in (splits.train, splits.test)]
+    by_kmers = decide(kmer_predictions(sequences[0], train.targets, sequences[1]), several)
+    by_majority = majority_predictions(truth)
+    names = [label for label, inside in zip(settings.labels, by_majority[0]) if inside]
+    calibration = {name: _judged(p, truth, predicted, several) for name, p in given.items()}
     return {
-        "proteins": len(targets),
-        "model": ours,
+        "proteins": len(truth),
+        "model": _scores_with_intervals(truth, predicted, several, seed),
         "baselines": {
-            "majority_class": {"label": settings.labels[majority[0]], **by_majority},
-            "kmer_logistic_regression": {"what": KMER_BASELINE, **by_kmers},
+            "majority_class": {
+                "label": "|".join(names),
+                **_scores_with_intervals(truth, by_majority, several, seed),
+            },
+            "kmer_logistic_regression": {
+                "what": KMER_BASELINE,
+                **_scores_with_intervals(truth, by_kmers, several, seed),
+            },
         },
         "calibration": {
             "temperature": settings.temperature,
             "expected_calibration_error": {
-                name: expected_calibration_error(probability, correct) for name, probability in given.items()
+                name: expected_calibration_error(*judged) for name, judged in calibration.items()
             },
-            "reliability": {name: reliability(probability, correct) for name, probability in given.items()},
+            "reliability": {name: reliability(*judged) for name, judged in calibration.items()},
         },
-        "per_class": per_class(confusion, settings.labels),
-        "confusion_matrix": confusion.tolist(),
+        "per_class": per_class(truth, predicted, settings.labels),
+        "confusion_matrix": (truth.T @ predicted).tolist(),
     }
 
 
-def _scores_with_intervals(confusion: np.ndarray, seed: int) -> dict[str, Any]:
+def _scores_with_intervals(
+    truth: np.ndarray, predicted: np.ndarray, several: bool, seed: int
+) -> dict[str, Any]:
+    if several:
+        return {
+            **multilabel_scores(truth, predicted),
+            "intervals_95": multilabel_intervals(truth, predicted, seed),
+        }
+    confusion = truth.T @ predicted
     scores = {name: float(value) for name, value in scores_of_confusion(confusion).items()}
     return {**scores, "intervals_95": bootstrap_intervals(confusion, seed)}
+
+
+def _judged(
+    probability: np.ndarray, truth: np.ndarray, predicted: np.ndarray, several: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The probability of the predicted label (or of every label), and whether that label is true."""
+    if several:
+        return probability.ravel(), truth.ravel() == 1
+    return probability.max(axis=1), (truth & predicted).any(axis=1)
 
 
 def draw_confusion_matrix(path: Path, confusion: np.ndarray, labels: list[str], title: str) -> None:
@@ -143,7 +170,8 @@ library_name: {library}
 
 # Where in the cell a protein lives
 
-One of {len(settings.labels)} localizations from the amino-acid sequence: {", ".join(settings.labels)}.
+{"Any" if settings.multi_label else "One"} of {len(settings.labels)} localizations from the sequence: \
+{", ".join(settings.labels)}.
 
     python finetune_localization.py --model_name_or_path THIS_FOLDER \\
         --predict_file proteins.fasta --output_dir OUT
@@ -162,10 +190,11 @@ def _body(metrics: dict[str, Any], settings: Settings) -> str:
     split, test = metrics["split"], metrics["test"]
     origin, proteins = split["origin"], split["proteins"]
     error = test["calibration"]["expected_calibration_error"]
+    scores = MULTILABEL_SCORES if settings.multi_label else SCORES
     rows = {"this model": test["model"]}
     rows |= {name.replace("_", " "): row for name, row in test["baselines"].items()}
-    scores = [
-        f"| {name} | " + " | ".join(_with_interval(row, s) for s in SCORES) + " |"
+    table = [
+        "| " + " | ".join([name, *(_with_interval(row, score) for score in scores)]) + " |"
         for name, row in rows.items()
     ]
     labels = [
@@ -184,9 +213,9 @@ splits/rejected.csv.
 - At most {settings.max_seq_length:,} tokens a protein (crop: {settings.crop}); \
 {metrics["cropped_proteins"]:,} proteins were longer.
 
-| test set | {" | ".join(SCORES.values())} |
-|---|{"---|" * len(SCORES)}
-{LINE.join(scores)}
+| test set | {" | ".join(scores.values())} |
+|---|{"---|" * len(scores)}
+{LINE.join(table)}
 
 The majority class is the most frequent label of the test proteins. In brackets: 95% interval over resampled
 test proteins; it covers the choice of test proteins, not that of the seed or of the training proteins.

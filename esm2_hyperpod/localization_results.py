@@ -14,6 +14,7 @@ from esm2_hyperpod.artifacts import write_json_atomically, write_text_atomically
 from esm2_hyperpod.localization_encoding import EncodedProteins
 from esm2_hyperpod.localization_metrics import probabilities
 from esm2_hyperpod.localization_model import Settings
+from esm2_hyperpod.localization_prediction import named_labels
 from esm2_hyperpod.localization_report import (
     draw_confusion_matrix,
     draw_reliability,
@@ -39,7 +40,7 @@ def write_results(
         logits: float[test proteins, labels].
     """
     results = evaluate_test(logits, splits, settings, train, test, seed)
-    scores = {name: results["model"][name] for name in ("accuracy", "macro_f1", "mcc")}
+    scores = {name: value for name, value in results["model"].items() if name != "intervals_95"}
     metrics = {
         **scores,
         "majority_class_accuracy": results["baselines"]["majority_class"]["accuracy"],
@@ -67,7 +68,7 @@ def _write_test_predictions(path: Path, splits: Splits, settings: Settings, logi
     writer.writerow(["id", "true_label", "label", *settings.labels])
     rows = probabilities(logits, settings.temperature, settings.multi_label)
     for protein, row in zip(splits.test, rows):
-        best = settings.labels[int(row.argmax())]
+        best = named_labels(row, settings)
         writer.writerow([protein.id, protein.label, best, *(f"{p:.6f}" for p in row)])
     write_text_atomically(path, text.getvalue())
 

@@ -109,8 +109,9 @@ def test_run_again_it_has_nothing_to_do(example, finished):
 def test_other_options_are_refused_in_a_finished_folder(example, finished):
     result = run(*command(example, finished[0], "--lora_rank", 4), check=False)
     assert result.returncode == 1
-    assert "was made with lora_rank=8, this run asks for 4" in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("finetune_localization.py: error: ")
+    assert "was made with lora_rank=8, this run asks for 4" in last and "Traceback" not in result.stderr
 
 
 def test_the_adapter_alone_gives_the_same_probabilities_in_a_fresh_process(example, finished, tmp_path):
@@ -154,7 +155,6 @@ def test_two_processes_give_what_one_gives(example, finished, tmp_path):
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for first, second in zip(one, two):
         assert second == pytest.approx(first, abs=1e-4), first["step"]
-    assert read_csv(tmp_path / "two/test_predictions.csv")[0]["id"] == "p1" or True
     assert numbers(read_csv(tmp_path / "two/test_predictions.csv")) == pytest.approx(
         numbers(read_csv(finished[0] / "test_predictions.csv")), abs=1e-3
     )

@@ -10,12 +10,14 @@ from esm2_hyperpod.localization_metrics import (
     LocalizationScores,
     bootstrap_intervals,
     confusion_matrix,
+    decide,
     expected_calibration_error,
     fit_temperature,
     per_class,
     probabilities,
     scores_of_confusion,
 )
+from esm2_hyperpod.localization_multilabel import multilabel_intervals, multilabel_scores
 
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60)
 
@@ -52,8 +54,46 @@ def test_intervals_cover_and_shrink_with_more_proteins():
 
 
 def test_per_class_counts_true_proteins():
-    rows = per_class(np.array([[3, 1], [0, 4]]), ["A", "B"])
+    truth, predicted = np.eye(2, dtype=int)[[0] * 4 + [1] * 4], np.eye(2, dtype=int)[[0] * 3 + [1] * 5]
+    rows = per_class(truth, predicted, ["A", "B"])
     assert rows["A"] == {"precision": 1.0, "recall": 0.75, "f1": pytest.approx(6 / 7), "support": 4}
+
+
+@given(
+    st.lists(
+        st.tuples(*[st.lists(st.integers(0, 1), min_size=3, max_size=3)] * 2), min_size=2, max_size=40
+    ).filter(lambda rows: all(any(true) for true, _ in rows))
+)
+@settings(deadline=None)
+def test_multilabel_scores_are_scikit_learns(rows):
+    truth, predicted = (np.array(column) for column in zip(*rows))
+    ours = multilabel_scores(truth, predicted)
+    occurs = [label for label in range(3) if truth[:, label].any() or predicted[:, label].any()]
+    f1, jaccard = sklearn_metrics.f1_score, sklearn_metrics.jaccard_score
+    assert ours["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(truth, predicted))
+    assert ours["jaccard"] == pytest.approx(jaccard(truth, predicted, average="samples"))
+    assert ours["micro_f1"] == pytest.approx(f1(truth, predicted, average="micro", zero_division=0))
+    assert ours["macro_f1"] == pytest.approx(
+        f1(truth, predicted, average="macro", labels=occurs, zero_division=0)
+    )
+    each = [sklearn_metrics.matthews_corrcoef(truth[:, label], predicted[:, label]) for label in occurs]
+    assert ours["mcc"] == pytest.approx(np.mean(each), abs=1e-12)
+
+
+def test_several_labels_are_those_of_a_half_or_more_and_never_none():
+    given = np.array([[0.6, 0.5, 0.1], [0.2, 0.3, 0.1]])
+    assert decide(given, multi_label=True).tolist() == [[1, 1, 0], [0, 1, 0]]
+    assert decide(given, multi_label=False).tolist() == [[1, 0, 0], [0, 1, 0]]
+
+
+def test_multilabel_intervals_contain_the_score():
+    random = np.random.default_rng(0)
+    truth = random.integers(0, 2, (200, 4))
+    truth[:, 0] |= ~truth.any(axis=1)
+    predicted = truth ^ (random.random(truth.shape) < 0.2)
+    scores, intervals = multilabel_scores(truth, predicted), multilabel_intervals(truth, predicted, seed=0)
+    for name, (low, high) in intervals.items():
+        assert low < scores[name] < high
 
 
 def test_temperature_undoes_overconfidence():
