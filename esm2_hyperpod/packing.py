@@ -113,11 +113,11 @@ def plan_epoch(layout: Layout, seed: int, epoch: int) -> EpochPlan:
 
 
 def _layout(members: np.ndarray, pack_starts: np.ndarray, lengths: np.ndarray) -> Layout:
+    if lengths.max() < 1 << 16:
+        lengths = lengths.astype(np.uint16)  # numpy sorts 16 bits by radix, ten times as fast
     slots = np.argsort(lengths[members], kind="stable")
-    sequences = np.sort(members)
-    sequences = sequences[np.argsort(lengths[sequences], kind="stable")]
-    ordered = lengths[sequences]
-    classes = np.flatnonzero(np.diff(ordered)) + 1
+    sequences = np.argsort(lengths, kind="stable")
+    classes = np.flatnonzero(np.diff(lengths[sequences])) + 1
     return Layout(pack_starts, slots, sequences, np.concatenate([[0], classes, [len(members)]]))
 
 
