@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 try:
     from esm2_hyperpod.cluster import commands
     from esm2_hyperpod.cluster.aws import Aws, readable_errors
-    from esm2_hyperpod.cluster.checks import checked_config
+    from esm2_hyperpod.cluster.checks import checked_config, read_config
     from esm2_hyperpod.cluster.shell import open_session, session_command
     from esm2_hyperpod.errors import run_script
 except ModuleNotFoundError as error:
@@ -63,7 +63,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    config = checked_config(arguments.config)
+    makes = arguments.command in ("plan", "create", "scale")
+    config = checked_config(arguments.config) if makes else read_config(arguments.config)
     if arguments.command == "plan":
         commands.plan(arguments, config)
         return

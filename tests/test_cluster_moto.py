@@ -117,6 +117,14 @@ def test_status_says_what_is_there_and_what_bills(aws_with_cluster, hyperpod):
         assert bill in there.partition("bills now:")[2]
 
 
+def test_a_mistake_that_matters_to_creation_only_does_not_stand_in_the_way_of_removal(
+    aws_with_cluster, hyperpod, tmp_path
+):
+    (tmp_path / "cluster.yaml").write_text(CONFIG.read_text())  # without the script it names
+    assert "correct the path" in hyperpod("create", "--config", tmp_path / "cluster.yaml", code=1).error
+    assert "would remove all" in hyperpod("delete", "--dry_run", "--config", tmp_path / "cluster.yaml").out
+
+
 def test_connect_targets_the_controller_or_the_node_asked_for(aws_with_cluster, hyperpod):
     command = hyperpod("connect", "--dry_run").out
     assert re.search(

@@ -29,22 +29,29 @@ def check_request(request: dict[str, Any]) -> list[str]:
     return request_problems("CreateCluster", request) or topology_problems(request)
 
 
-def checked_config(path: Path) -> ClusterConfig:
-    """The configuration in `path`; raises `UserError` listing every mistake, one a line."""
+def read_config(path: Path) -> ClusterConfig:
+    """The configuration in `path`, its names and types checked.
+
+    Enough to look at a cluster or remove it, which must not wait for a mistake elsewhere to be mended.
+    Raises `UserError` listing every mistake, one a line.
+    """
     config, problems = load_config(path)
-    if config:
-        problems = config_problems(config)
-        seen = {line.partition(" = ")[0] for line in problems}
-        for line in check_request(create_cluster_request(config, example_outputs(config))):
-            line = _in_terms_of_file(line, config)
-            field = line.partition(" = ")[0]
-            if field not in seen:
-                seen.add(field)
-                problems.append(line)
-    if problems:
-        count = f"{len(problems)} mistakes" if len(problems) > 1 else "1 mistake"
-        listed = "".join(f"\n  {line}" for line in problems)
-        raise UserError(f"{path}: {count}; nothing was created or changed{listed}")
+    _refuse(path, problems)
+    return config
+
+
+def checked_config(path: Path) -> ClusterConfig:
+    """The configuration in `path`, fit to make a cluster of; raises `UserError` as `read_config` does."""
+    config = read_config(path)
+    problems = config_problems(config)
+    seen = {line.partition(" = ")[0] for line in problems}
+    for line in check_request(create_cluster_request(config, example_outputs(config))):
+        line = _in_terms_of_file(line, config)
+        field = line.partition(" = ")[0]
+        if field not in seen:
+            seen.add(field)
+            problems.append(line)
+    _refuse(path, problems)
     return config
 
 
@@ -54,6 +61,13 @@ def checked_request(config: ClusterConfig, stack: StackOutputs) -> dict[str, Any
     if problems := check_request(request):
         raise UserError(f"the request is not valid, nothing was sent: {'; '.join(problems)}")
     return request
+
+
+def _refuse(path: Path, problems: list[str]) -> None:
+    if problems:
+        count = f"{len(problems)} mistakes" if len(problems) > 1 else "1 mistake"
+        listed = "".join(f"\n  {line}" for line in problems)
+        raise UserError(f"{path}: {count}; nothing was created or changed{listed}")
 
 
 def _in_terms_of_file(line: str, config: ClusterConfig) -> str:
