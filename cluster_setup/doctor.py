@@ -1,0 +1,198 @@
+"""Look for what will go wrong, on this machine and on the nodes, before a job does.
+
+    python cluster_setup/doctor.py                     this machine, and two nodes where there is Slurm
+    python cluster_setup/doctor.py --nodes 8 --shared_dir /fsx/$USER
+
+Each finding is one line, with its remedy if it is not ok. The exit code is 1 if anything is wrong.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from node_probe import facts
+
+ROOT = Path(__file__).parent.parent
+
+LITTLE_SPACE_GB = 100
+"""UniRef50 takes about 60 GB as CSV and Arrow; the rest is for checkpoints."""
+
+CLOCK_SECONDS = 5
+"""Logs of several nodes cannot be read together, and credentials fail, when clocks differ much."""
+
+
+class Finding(NamedTuple):
+    """One line of the diagnosis."""
+
+    level: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.level:<5}  {self.text}"
+
+
+def ok(text: str) -> Finding:
+    """As it should be."""
+    return Finding("ok", text)
+
+
+def note(text: str, remedy: str) -> Finding:
+    """A job can run with this, but perhaps not as hoped."""
+    return Finding("note", f"{text}: {remedy}")
+
+
+def wrong(text: str, remedy: str) -> Finding:
+    """A job would fail, or not come back after a fault."""
+    return Finding("WRONG", f"{text}: {remedy}")
+
+
+def has_problems(findings: list[Finding]) -> bool:
+    """Whether a job would fail."""
+    return any(finding.level == "WRONG" for finding in findings)
+
+
+def main() -> int:
+    """Print all findings; return 1 if any is wrong."""
+    default = os.environ.get("FSX_DIR", f"/fsx/{os.environ.get('USER', 'root')}")
+    parser = argparse.ArgumentParser(description="Look for what will go wrong before a job does.")
+    parser.add_argument("--shared_dir", type=Path, default=Path(default), help=f"default: {default}")
+    parser.add_argument("--nodes", type=int, default=2, help="how many nodes to look at through srun")
+    args = parser.parse_args()
+
+    here = facts(args.shared_dir, "login")
+    findings = check_node("this machine", here, args.shared_dir)
+    if shutil.which("srun") is None:
+        findings.append(ok("no Slurm here, so only this machine was looked at"))
+    else:
+        slurm = check_slurm() or [ok("Slurm answers and requeues jobs; no node is out")]
+        findings += slurm
+        if not has_problems(slurm):
+            findings += check_nodes(here, args.shared_dir, args.nodes)
+    for path in args.shared_dir.glob(".doctor.*"):
+        path.unlink(missing_ok=True)
+    print(*findings, sep="\n")
+    wrong_ones = has_problems(findings)
+    print("mend what is WRONG, then run this again" if wrong_ones else "nothing wrong was found: go on")
+    return 1 if wrong_ones else 0
+
+
+def check_node(name: str, node: dict, shared: Path) -> list[Finding]:
+    """What can be said of one node by itself, from its facts (see node_probe.py)."""
+    findings = []
+    missing = [package for package, version in node["packages"].items() if version is None]
+    if missing:
+        remedy = f"bash cluster_setup/create_environment.sh, or call its Python instead of {sys.executable}"
+        findings.append(wrong(f"{name}: {', '.join(missing)} not installed", remedy))
+    if node["free_gb"] is None:
+        findings.append(wrong(f"{name}: {shared}: no such folder", "mount it, make it, or give --shared_dir"))
+    elif node["write_error"]:
+        findings.append(wrong(f"{name}: {shared}: {node['write_error']}", "change its owner or permissions"))
+    elif node["free_gb"] < LITTLE_SPACE_GB:
+        free = f"{name}: {shared}: {node['free_gb']:.0f} GB free"
+        findings.append(note(free, f"UniRef50 and checkpoints want {LITTLE_SPACE_GB} GB"))
+    if any("fails" in gpu for gpu in node["gpus"]):
+        findings.append(wrong(f"{name}: {node['gpus'][0]}", "reboot or replace the node"))
+    gpus = f"{len(node['gpus'])} x {node['gpus'][0]}" if node["gpus"] else "no GPU"
+    return [*findings, ok(f"{name}: Python {node['python']}, {gpus}, {node['efa']} EFA")]
+
+
+def check_slurm() -> list[Finding]:
+    """Settings of the cluster that make jobs die or not come back, and nodes that are out."""
+    result = command("scontrol", "show", "config", timeout=10)
+    if result.returncode:
+        remedy = "start slurmctld, or set SLURM_CONF to the right file"
+        return [wrong(f"Slurm does not answer ({last_line(result.stderr)})", remedy)]
+    pairs = (line.split("=", 1) for line in result.stdout.splitlines() if "=" in line)
+    settings = {name.strip(): value.strip() for name, value in pairs}
+    findings = []
+    if settings.get("JobRequeue") == "0":
+        findings.append(wrong("JobRequeue=0, so a lost node ends the job", "set JobRequeue=1 in slurm.conf"))
+    if settings.get("MpiDefault", "none") not in ("none", "(null)"):
+        mpi = f"MpiDefault={settings['MpiDefault']} makes srun wait for MPI"
+        findings.append(note(mpi, "if jobs hang at their start: export SLURM_MPI_TYPE=none"))
+    if int(settings.get("KillWait", "30 sec").split()[0]) < 30:
+        kill = f"KillWait={settings['KillWait']}, so a cancelled job may be killed before it has saved"
+        findings.append(note(kill, "set KillWait=30 in slurm.conf"))
+    out = command("sinfo", "--noheader", "--Node", "--states=down,drain,fail", "--format=%N is %T (%E)")
+    mend = "mend it, then: scontrol update nodename=NAME state=resume"
+    return findings + [note(line, mend) for line in sorted(set(out.stdout.splitlines()))]
+
+
+def check_nodes(here: dict, shared: Path, count: int) -> list[Finding]:
+    """What each node says, whether they agree with this machine, and how fast they talk."""
+    srun = ["srun", f"--nodes={count}", *"--ntasks-per-node=1 --exclusive --immediate=60 --time=10".split()]
+    srun += ["--kill-on-bad-exit=1", "--wait=30"]  # one node that fails must not leave the others hanging
+    probe = [sys.executable, str(ROOT / "cluster_setup" / "node_probe.py"), str(shared)]
+    before = time.time()
+    result = command(*srun, *probe)
+    after = time.time()
+    nodes = json_lines(result)
+    findings = []
+    if len(nodes) < count:
+        why = f"{len(nodes)} of {count} nodes answered ({last_line(result.stderr)})"
+        findings.append(wrong(why, "look at them with sinfo -N -l, or ask for fewer with --nodes"))
+    for node in nodes:
+        name = node["node"]
+        findings += check_node(name, node, shared) + compare(node, here)
+        if not node["write_error"] and not (shared / f".doctor.{name}").exists():
+            remedy = "mount the same file system on both"
+            findings.append(wrong(f"{name}: its {shared} is not the {shared} of this machine", remedy))
+        if not before - CLOCK_SECONDS < node["time"] < after + CLOCK_SECONDS:
+            late = node["time"] - (before if node["time"] < before else after)
+            findings.append(note(f"{name}: its clock is {late:+.0f} s off", "start chrony there"))
+    return findings if has_problems(findings) else [*findings, check_all_reduce(srun, count)]
+
+
+def compare(node: dict, here: dict) -> list[Finding]:
+    """Versions that differ between a node and this machine."""
+    remedy = "use one environment, on the shared folder"
+    ours, theirs = ({"Python": side["python"], **side["packages"]} for side in (here, node))
+    return [
+        wrong(f"{node['node']}: {name} {theirs[name]}, but {version} here", remedy)
+        for name, version in ours.items()
+        if version and theirs.get(name) and theirs[name] != version
+    ]
+
+
+def check_all_reduce(srun: list[str], count: int) -> Finding:
+    """Time an all-reduce over the nodes, started the way a training job is."""
+    launch = str(ROOT / "cluster_setup" / "node_launch.sh")
+    environment = {"REPOSITORY": str(ROOT), "VENV": sys.prefix}
+    result = command(*srun, "bash", launch, "torchrun", "cluster_setup/all_reduce.py", **environment)
+    timing = next((line for line in json_lines(result) if "all_reduce" in line), None)
+    if timing is None:
+        failed = f"all-reduce over {count} node(s) failed ({last_line(result.stderr)})"
+        return wrong(failed, "open all ports between the nodes (security group)")
+    if not timing["all_reduce"]:
+        return wrong("all-reduce gave a wrong sum", "test the GPUs with dcgmi diag -r 3")
+    speed = f"{timing['gb_per_second']:.2f} GB/s bus bandwidth"
+    return ok(f"all-reduce over {count} node(s), {timing['processes']} processes: {speed}")
+
+
+def command(*words: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command; its failure is for the caller to judge, a hang counts as one."""
+    variables = {**os.environ, **environment}
+    try:
+        return subprocess.run(words, env=variables, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(words, 124, "", f"no end after {timeout} s")
+
+
+def json_lines(result: subprocess.CompletedProcess) -> list[dict]:
+    """The JSON objects among the lines of a command's stdout."""
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+
+
+def last_line(text: str) -> str:
+    """The last line that is not empty, which is where programs say why they failed."""
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
