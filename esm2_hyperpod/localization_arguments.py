@@ -69,12 +69,12 @@ class FinetuningArguments(TrainingArguments):
             )
         if self.train_file and self.dataset_name:
             raise UserError("--train_file and --dataset_name: give one of them")
+        if self.do_predict and not self.predict_file:
+            raise UserError("--do_predict: give the proteins with --predict_file FASTA")
         if not (self.train_file or self.dataset_name or self.predict_file or self.merge_adapter):
             raise UserError(
                 "nothing to do: give --train_file (labelled proteins) or --predict_file (proteins to predict)"
             )
-        if self.do_predict and not self.predict_file:
-            raise UserError("--do_predict: give the proteins with --predict_file FASTA")
         self.do_predict = self.predict_file is not None
         if self.max_seq_length < 4:
             raise UserError(f"--max_seq_length {self.max_seq_length}: must be at least 4")
