@@ -6,7 +6,7 @@
 #   OUTPUT_DIR     checkpoints, metrics, final model        (each script has its own default)
 #   GPUS_PER_NODE  GPUs, or processes where there is no GPU (default: all GPUs of the node, else 1)
 #   VENV           Python environment, seen by all nodes    (default: .venv beside the scripts, else python3)
-#   CONTAINER_IMAGE  run in this .sqsh through pyxis instead of VENV (cluster_setup/container.md)
+#   CONTAINER_IMAGE  run in this .sqsh through pyxis instead of VENV (cluster_setup/Dockerfile)
 #   DRY_RUN=1      only say what would run, and check what can be checked: with bash for this machine,
 #                  with sbatch on the very nodes of the job
 

@@ -45,7 +45,7 @@ find_place() {
   # The same on all nodes; other than before when the step is tried again, should the port be held.
   port=$((15000 + (SLURM_JOB_ID * 10 + ${STEP_TRY:-1}) % 10000))
   rank="$SLURM_NODEID"
-  if ! command -v scontrol >/dev/null; then # in a container
+  if [ -n "${CONTAINER_IMAGE:-}" ]; then # has no scontrol
     head_address="$(sed -E 's/^([^[,]*)(\[([0-9]+)[^]]*\]([^,]*))?.*/\1\3\4/' <<<"$SLURM_STEP_NODELIST")"
     return
   fi

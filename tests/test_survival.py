@@ -71,17 +71,19 @@ def logged_losses(output: Path) -> list[tuple]:
 def lost(output: Path, fault: str, step: int, since: float) -> None:
     """One row of the table: seconds from the fault to the next new step, steps done twice, final loss."""
     sessions = read_run(output)["sessions"]
-    redone = step - sessions[-1]["from_step"]
-    loss = logged_losses(output)[-1][-1]
+    redone = max(step - sessions[-1]["from_step"], 0)
+    loss = [loss for _, loss, _ in logged_losses(output) if loss is not None][-1]
     print(f"\n| {fault} | {since:.0f} s | {redone} | {len(sessions)} | {loss!r} |")
 
 
-def goes_on(slurm: LocalSlurm, output: Path, job: str, trainer: str, fault: str, happened: float) -> float:
+def goes_on(
+    slurm: LocalSlurm, output: Path, job: str, fault: str, happened: float, last: int = STEPS
+) -> float:
     """Wait until a run has got further than before the fault; returns the seconds that took."""
     reached = max(line["step"] for line in read_metrics(output))
     sessions = len(read_run(output)["sessions"])
     slurm.until(lambda: len(read_run(output)["sessions"]) > sessions, f"{fault}: a new start", job=job)
-    slurm.until_step(output, min(reached + 1, STEPS), job)
+    slurm.until_step(output, min(reached + 1, last), job)
     return time.monotonic() - happened
 
 
@@ -92,7 +94,7 @@ def test_killed_process(slurm, undisturbed, trainer):
     slurm.until_step(output, 6, job)
     slurm.kill_rank(1)
     happened, step = time.monotonic(), logged_losses(output)[-1][0]
-    since = goes_on(slurm, output, job, trainer, "killed process", happened)
+    since = goes_on(slurm, output, job, "killed process", happened)
     assert slurm.wait(job) == "COMPLETED", slurm.log(job)
     assert slurm.field(job, "Restarts") == "0"  # in the same allocation: seconds, not minutes
     assert logged_losses(output) == undisturbed(trainer)
@@ -116,7 +118,7 @@ def test_lost_node(slurm, undisturbed, trainer, node):
     slurm.lose_node(node)
     happened, step = time.monotonic(), logged_losses(output)[-1][0]
     try:
-        since = goes_on(slurm, output, job, trainer, f"lost {node}", happened)
+        since = goes_on(slurm, output, job, f"lost {node}", happened)
         nodes = slurm.run("scontrol", "show", "hostnames", slurm.field(job, "NodeList")).split()
         assert node not in nodes and "node3" in nodes
         assert slurm.wait(job) == "COMPLETED", slurm.log(job)
@@ -134,7 +136,7 @@ def test_scancel_signal_term(slurm, undisturbed):
     slurm.until_step(output, 6, job)
     slurm.run("scancel", "--signal=TERM", job)
     happened, step = time.monotonic(), logged_losses(output)[-1][0]
-    since = goes_on(slurm, output, job, "ddp", "SIGTERM", happened)
+    since = goes_on(slurm, output, job, "SIGTERM", happened)
     assert slurm.wait(job) == "COMPLETED", slurm.log(job)
     assert slurm.field(job, "Restarts") == "1"
     assert logged_losses(output) == undisturbed("ddp")
@@ -153,7 +155,7 @@ def test_asked_to_stop_twice(slurm, undisturbed, trainer):
         slurm.until(lambda: slurm.field(job, "JobState") == "PENDING", "the requeue", job=job)
         stopped = logged_losses(output)[-1][0]
         assert list_checkpoints(output)[-1].name == f"checkpoint-{stopped}"  # not a step is lost
-        since = goes_on(slurm, output, job, trainer, "asked to stop", happened)
+        since = goes_on(slurm, output, job, "asked to stop", happened)
         lost(output, f"{trainer}: asked to stop near the time limit", stopped, since)
     assert slurm.wait(job) == "COMPLETED", slurm.log(job)
     assert slurm.field(job, "Restarts") == "2"
@@ -215,6 +217,60 @@ def test_disk_full_at_a_checkpoint(slurm, undisturbed):
         shutil.copytree(output, slurm.fsx / "ddp-disk-full")
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.fixture(scope="module")
+def finetuning(slurm, undisturbed):
+    """How to fine-tune the undisturbed run's model, and the losses of doing so in peace."""
+    undisturbed("ddp")
+    base, labels = slurm.fsx / "ddp-undisturbed" / "final_model", slurm.fsx / "csv" / "localization.csv"
+    words = ["4.finetune_qlora.sh", "--model_name_or_path", str(base), "--train_file", str(labels)]
+    words += "--num_train_epochs 3 --logging_steps 1 --max_seq_length 128".split()
+
+    def submit(output: Path) -> str:
+        return slurm.sbatch("--nodes=2", *words, "--output_dir", str(output))
+
+    output = slurm.fsx / "finetuning-undisturbed"
+    job = submit(output)
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    return submit, logged_losses(output)
+
+
+@on_demand
+@pytest.mark.parametrize("fault", ["killed process", "asked to stop"])
+def test_finetuning(slurm, finetuning, fault):
+    submit, expected = finetuning
+    output = slurm.fsx / f"finetuning-{fault.split()[0]}"
+    job = submit(output)
+    step = 2 * max(step for step, *_ in expected) // 3
+    slurm.until_step(output, step, job)
+    if fault == "killed process":
+        slurm.kill_rank(1)
+    else:
+        slurm.run("scancel", "--batch", "--signal=USR1", job)
+    happened = time.monotonic()
+    since = goes_on(slurm, output, job, fault, happened, last=step + 1)
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    assert logged_losses(output) == expected
+    results = [
+        json.loads((folder / "metrics.json").read_text())
+        for folder in (output, output.parent / "finetuning-undisturbed")
+    ]
+    assert results[0] == results[1]
+    lost(output, f"fine-tuning: {fault}", step, since)
+
+
+@on_demand
+@pytest.mark.parametrize("fault", ["process", "node"])
+def test_fault_drill(slurm, undisturbed, fault):
+    output = slurm.fsx / f"drill-{fault}"
+    job = submit(slurm, "ddp", output)
+    slurm.until_step(output, 5, job)
+    drill = run("bash", "cluster_setup/fault_drill.sh", fault, job, output, **slurm.environment())
+    assert "node2" in drill.stdout and "time lost: " in drill.stdout
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    assert logged_losses(output) == undisturbed("ddp")
+    assert slurm.run("sinfo", "-hn", "node2", "-o", "%t").strip() == "idle"
 
 
 @on_demand

@@ -97,10 +97,26 @@ def test_auto_resume_exactly_where_it_exists(cluster):
 
 
 def test_container_gets_the_folders_it_needs(cluster):
-    cluster.sbatch("2.train_ddp.sh", CONTAINER_IMAGE="/fsx/esm2.sqsh", PATH_TO_NOTHING="1")
+    cluster.sbatch("2.train_ddp.sh", CONTAINER_IMAGE="/fsx/esm2.sqsh")
     assert "--container-image=/fsx/esm2.sqsh" in cluster.lines("srun_options")
     mounts = f"{cluster.repository}:{cluster.repository},{cluster.output.parent}:{cluster.output.parent}"
     assert f"--container-mounts={mounts}" in cluster.lines("srun_options")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "head"),
+    [
+        ("ip-7,ip-4", "ip-7"),
+        ("ip-10-0-[12-13,20]", "ip-10-0-12"),
+        ("gpu[003,001]-a,other", "gpu003-a"),
+    ],
+)
+def test_container_finds_the_head_without_scontrol(cluster, nodes, head):
+    cluster.executable("venv/python3", (cluster.stub / "venv/bin/python").read_text())
+    path = f"{cluster.stub}/venv:{cluster.environment()['PATH']}"
+    cluster.sbatch("2.train_ddp.sh", CONTAINER_IMAGE="/fsx/esm2.sqsh", SLURM_STEP_NODELIST=nodes, PATH=path)
+    assert [option(cluster.arguments(node), "--node_rank") for node in ("ip-7", "ip-4")] == ["0", "1"]
+    assert {option(cluster.arguments(node), "--master_addr") for node in ("ip-7", "ip-4")} == {head}
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Break a running job on purpose and see how long it takes to go on. For the day before you need it.
+#
+#   bash cluster_setup/fault_drill.sh process JOB_ID OUTPUT_DIR    kill one training process
+#   bash cluster_setup/fault_drill.sh node JOB_ID OUTPUT_DIR       lose a node (Slurm administrators only)
+#
+# OUTPUT_DIR is the job's --output_dir. Prints the time until the run has got further than before the
+# fault, and the steps done twice. A node is set DOWN in Slurm, which ends the job as its loss would, and
+# returned afterwards.
+set -euo pipefail
+
+refuse() { echo "fault_drill.sh: error: $*" >&2; exit 1; }
+
+# 0 where nothing is logged: also for the moment in which a run that goes on rewrites its log.
+last_step() {
+  local step
+  step="$(sed -n 's/^{"step": \([0-9]*\).*/\1/p' "$output/metrics.jsonl" 2>/dev/null | tail -n 1)"
+  echo "${step:-0}"
+}
+starts() { grep -c '"started"' "$output/run.json" || true; }
+from_step() { sed -n 's/.*"from_step": \([0-9]*\).*/\1/p' "$output/run.json" | tail -n 1; }
+state() { squeue --noheader --jobs="$job" --states=all --format=%T; }
+
+kill_process() {
+  # shellcheck disable=SC2016 # for the shell on the node
+  srun --jobid="$job" --overlap --nodes=1 --ntasks=1 --nodelist="$node" bash -c '
+    for process in /proc/[0-9]*; do
+      if tr "\0" "\n" 2>/dev/null <"$process/environ" | grep -qx "SLURM_JOB_ID=$SLURM_JOB_ID" &&
+        tr "\0" "\n" 2>/dev/null <"$process/environ" | grep -qx "SLURMD_NODENAME=$SLURMD_NODENAME" &&
+        tr "\0" "\n" 2>/dev/null <"$process/environ" | grep -qx "LOCAL_RANK=0"; then
+        kill -KILL "${process#/proc/}"
+        exit
+      fi
+    done
+    echo "no training process of this job here" >&2
+    exit 1'
+}
+
+[ $# = 3 ] || refuse "say what to break: fault_drill.sh process|node JOB_ID OUTPUT_DIR"
+fault="$1" job="$2" output="$3"
+[ "$(state 2>/dev/null)" = RUNNING ] || refuse "job $job is not running: see squeue"
+[ "$(last_step)" -gt 0 ] || refuse "$output: nothing logged yet; is it the job's --output_dir? wait for the first step"
+
+nodes="$(scontrol show hostnames "$(squeue --noheader --jobs="$job" --format=%N)")"
+node="$(tail -n 1 <<<"$nodes")" # not the head, where there are several
+step="$(last_step)" before="$(starts)" began="$SECONDS"
+case "$fault" in
+  process) echo "killing a training process of job $job on $node, after step $step"; kill_process ;;
+  node)
+    echo "setting $node DOWN under job $job, after step $step"
+    scontrol update nodename="$node" state=down reason="fault drill"
+    # A node that reports again by itself needs no resuming, and Slurm then refuses it.
+    trap 'scontrol update nodename="$node" state=resume 2>/dev/null || true' EXIT
+    ;;
+  *) refuse "unknown fault '$fault': process or node" ;;
+esac
+
+until [ "$(starts)" -gt "$before" ]; do
+  case "$(state)" in FAILED | CANCELLED | TIMEOUT | "") refuse "job $job ended instead of going on: see its log" ;; esac
+  sleep 1
+done
+resumed="$(from_step)"
+echo "started again after $((SECONDS - began)) s, from step $resumed"
+until [ "$(last_step)" -gt "$step" ] || [ "$(state)" = COMPLETED ]; do sleep 1; done
+echo "time lost: $((SECONDS - began)) s until step $(last_step); steps done twice: $((step > resumed ? step - resumed : 0))"
