@@ -24,3 +24,8 @@ def binary_array(values: object, offsets: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(
         pa.binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(values)]
     )
+
+
+def as_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """An Arrow binary or string array as the other of the two, without a copy and without validation."""
+    return pa.Array.from_buffers(kind, len(array), array.buffers(), offset=array.offset)

@@ -26,7 +26,7 @@ _MEMBRANE, _CYTOPLASM, _ER, _OUTSIDE, _GOLGI, _LYSOSOME, _MITOCHONDRION, _NUCLEU
     range(10)
 )
 
-# Percent of each residue in UniProtKB/Swiss-Prot, release statistics of 2024.
+# Percent of each residue in UniProtKB/Swiss-Prot, after its release statistics.
 RESIDUE_PERCENT = {
     "A": 8.25, "R": 5.52, "N": 4.06, "D": 5.46, "C": 1.38, "Q": 3.93, "E": 6.71, "G": 7.07, "H": 2.27,
     "I": 5.91, "L": 9.64, "K": 5.80, "M": 2.41, "F": 3.86, "P": 4.74, "S": 6.65, "T": 5.36, "W": 1.10,

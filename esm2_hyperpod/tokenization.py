@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from esm2_hyperpod.alphabet import BYTE_TO_TOKEN, CLS, EOS, TOKENS, UNK
-from esm2_hyperpod.arrow_bytes import binary_array, offsets_of, values_of
+from esm2_hyperpod.arrow_bytes import as_type, binary_array, offsets_of, values_of
 from esm2_hyperpod.errors import UserError
 
 LONG_SEQUENCES = ("keep", "truncate", "chunk")
@@ -102,7 +102,8 @@ def without_end_stops(sequences: pa.Array) -> pa.Array:
     """binary[n] with every `*` at either end of a sequence dropped."""
     if not (values_of(sequences) == _STOP).any():
         return sequences
-    return pa.array([sequence.strip(b"*") for sequence in sequences.to_pylist()], type=pa.binary())
+    trimmed = pc.ascii_trim(as_type(sequences, pa.string()), characters="*")  # no such function for binary
+    return as_type(trimmed, pa.binary())
 
 
 def tokens_of(sequences: pa.Array) -> pa.Array:

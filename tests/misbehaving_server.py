@@ -17,10 +17,10 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+
+import trustme
 
 PIECE = 20_000
-CERTIFICATE = Path(__file__).parent / "untrusted_server.pem"
 HTML = b"<!DOCTYPE html><html><body>Please log in to the network</body></html>"
 
 
@@ -111,7 +111,7 @@ def serving(content: bytes, tls: bool = False) -> Iterator[Server]:
     server = Server(content)
     if tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(CERTIFICATE)
+        trustme.CA().issue_cert("127.0.0.1").configure_cert(context)  # of an authority that nobody knows
         server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

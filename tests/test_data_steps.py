@@ -10,6 +10,7 @@ from conftest import run
 from proteins import digests, fasta, read_partitions, some_proteins, write_fasta
 
 from esm2_hyperpod.alphabet import CLS, EOS, TOKENS, build_tokenizer
+from esm2_hyperpod.csv_partitions import partition_of
 
 
 def step_0(source, output, *flags, **kwargs):
@@ -53,6 +54,15 @@ def test_partitions_hold_every_record_once_and_are_unbiased(made):
     assert written["records"] == 3000
     assert written["residues"] == sum(map(len, proteins.values()))
     assert [file["records"] for file in written["files"]] == [len(rows) for rows in partitions]
+
+
+def test_dealing_is_not_a_fixed_order():
+    """Dealt in turn, the first partition would get the longest of every group of a sorted file."""
+    dealt = partition_of(0, 7 * 500, 7, seed=0).reshape(500, 7)
+    assert (np.sort(dealt, axis=1) == np.arange(7)).all()
+    for place in range(7):  # every partition is as often first, second, ... as any other
+        assert np.bincount(dealt[:, place], minlength=7).min() > 40
+    assert np.array_equal(partition_of(10, 90, 7, seed=0), dealt.ravel()[10:100])
 
 
 def test_max_records_per_partition_gives_the_same_files(made, tmp_path):
