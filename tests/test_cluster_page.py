@@ -130,7 +130,7 @@ def test_the_environment_is_made_proven_and_left_alone_when_nothing_changed(tmp_
     (venv / ".made_from").write_text("an older requirements.txt")
     broken = {"PYTHONPATH": str(tmp_path / "broken")}
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "peft.py").write_text("raise ImportError('half installed')")
+    (tmp_path / "broken" / "accelerate.py").write_text("raise ImportError('half installed')")
     third = create_environment(tmp_path, **broken)
     assert third.returncode == 1 and "do not import" in third.stderr
     assert not (venv / ".made_from").exists()  # what is not proven is not marked as whole
