@@ -12,13 +12,15 @@ run.json. The same command again goes on from the newest whole checkpoint. Exit 
 continued.
 """
 
+import resource
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from transformers import HfArgumentParser, set_seed
 
 from esm2_hyperpod import run_report
-from esm2_hyperpod.artifacts import MANIFEST, check_same_options, only_writer, package_versions
+from esm2_hyperpod.artifacts import MANIFEST, check_same_options, only_writer, package_versions, read_manifest
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.localization_arguments import FinetuningArguments
 from esm2_hyperpod.localization_data import read_hub_dataset, read_proteins
@@ -62,11 +64,13 @@ def main() -> int | None:
 
 def run(args: FinetuningArguments) -> int | None:
     tuned = Path(args.model_name_or_path)
+    stop = StopRequests(Path(args.output_dir), args.max_minutes, args.save_minutes)
+    stop.listen()
     if args.train_file or args.dataset_name:
         if is_tuned(args.model_name_or_path):
             adapter = read_adapter_settings(tuned)
             args.tuning, args.pooling = adapter.tuning, adapter.pooling
-        exit_code = finetune(args)
+        exit_code = finetune(args, stop)
         if exit_code:
             return exit_code
         tuned = saved_in(Path(args.output_dir), args.tuning)
@@ -74,12 +78,10 @@ def run(args: FinetuningArguments) -> int | None:
         merged = Path(args.output_dir) / "merged"
         merge_adapter(tuned, merged)
         print(f"{merged}: loads with AutoModelForSequenceClassification, no peft needed", flush=True)
-    if args.predict_file:
-        predict(args, tuned)
-    return None
+    return predict(args, tuned, stop) if args.predict_file else None
 
 
-def finetune(args: FinetuningArguments) -> int | None:
+def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
     output_dir, is_main = Path(args.output_dir), args.process_index == 0
 
     # Is this the run that the folder holds, and is there anything left to do?
@@ -106,7 +108,6 @@ def finetune(args: FinetuningArguments) -> int | None:
     lora = Lora(args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets)
     model = build(settings, lora, args.device, adapter)
     weights = balanced_weights(train.targets) if args.class_weights == "balanced" else None
-    stop = StopRequests(output_dir, args.max_minutes, args.save_minutes)
     callbacks = [stop, StopWhenStale(args.early_stopping_patience * args.eval_steps)]
     trainer = LocalizationTrainer(model, args, train, validation, plan, weights, callbacks)
     checkpoint = trainer.resume_point()
@@ -114,7 +115,6 @@ def finetune(args: FinetuningArguments) -> int | None:
         run_report.begin_run(output_dir, options, facts(args), trainer.first_step)
         describe(trainer, splits, settings, [train, validation, test])
 
-    stop.listen()
     trainer.train_from(checkpoint)
     if stop.stopped:
         if is_main:
@@ -128,9 +128,12 @@ def finetune(args: FinetuningArguments) -> int | None:
         metrics = write_results(output_dir, splits, settings, train, test, test_logits, args.seed)
         save_tuned(trainer.model, settings, metrics, saved_in(output_dir, args.tuning))
         steps, best = trainer.state.global_step, trainer.state.best_global_step
-        run_report.end_run(output_dir, run_report.FINISHED, steps=steps, best_step=best)
+        memory = peak_memory_gb(args.device)
+        run_report.end_run(
+            output_dir, run_report.FINISHED, steps=steps, best_step=best, peak_memory_gb=memory
+        )
         trainer.say((output_dir / "report.md").read_text(encoding="utf-8"))
-        trainer.say(f"done: {saved_in(output_dir, args.tuning)}")
+        trainer.say(f"done: {saved_in(output_dir, args.tuning)}; peak memory {memory:.1f} GB")
     trainer.barrier()
     return None
 
@@ -169,8 +172,10 @@ def read_or_make_splits(args: FinetuningArguments, folder: Path) -> Splits:
 
 def is_synthetic(train_file: Path) -> bool:
     """Whether the file lies in a folder that 0.download_data.py filled with generated proteins."""
-    manifest = train_file.parent / MANIFEST
-    return manifest.is_file() and '"synthetic": true' in manifest.read_text(encoding="utf-8")
+    folder = train_file.parent
+    if not (folder / MANIFEST).is_file():
+        return False
+    return read_manifest(folder, made_by="python 0.download_data.py").get("synthetic") is True
 
 
 def describe(trainer: LocalizationTrainer, splits: Splits, settings: Settings, parts: list[EncodedProteins]):
@@ -197,6 +202,13 @@ def describe(trainer: LocalizationTrainer, splits: Splits, settings: Settings, p
     )
 
 
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory this process has used, in GB: of the GPU, or resident where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
 def facts(args: FinetuningArguments) -> dict:
     """What is worth knowing about this start of the run, beyond its options."""
     return {
@@ -207,16 +219,19 @@ def facts(args: FinetuningArguments) -> dict:
     }
 
 
-def predict(args: FinetuningArguments, tuned: Path) -> None:
+def predict(args: FinetuningArguments, tuned: Path, stop: StopRequests) -> int | None:
     """Predict every protein of --predict_file with the tuned model in `tuned`."""
     fasta, output = Path(args.predict_file), Path(args.output_dir) / "predictions.csv"
-    if already_predicted(fasta, output, weights=tuned):
-        message = f"{output}: finished already"
-    else:
+    message = f"{output}: finished already"
+    if not already_predicted(fasta, output, weights=tuned):
         model, settings = load_tuned(tuned, args.device)
-        message = f"{output}: {predict_file(model, settings, fasta, output, weights=tuned):,} proteins"
+        count = predict_file(model, settings, fasta, output, tuned, lambda: stop.reason is not None)
+        if count is None:
+            return leave(stop)
+        message = f"{output}: {count:,} proteins"
     if args.process_index == 0:
         print(message, flush=True)
+    return None
 
 
 if __name__ == "__main__":

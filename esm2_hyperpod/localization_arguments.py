@@ -43,7 +43,7 @@ class FinetuningArguments(TrainingArguments):
         "all", "Linear layers that LoRA adapts: all, or attention.", list(LORA_TARGETS)
     )
     class_weights: str = option("none", "balanced: weigh labels by inverse frequency.", ["none", "balanced"])
-    global_batch_size: int = option(32, "Proteins of one optimizer step, over all processes.")
+    global_batch_size: int = option(16, "Proteins of one optimizer step, over all processes.")
     early_stopping_patience: int = option(3, "Stop after so many epochs without a better validation score.")
     max_minutes: float | None = option(None, "Save, stop and exit with 75 after so many minutes.")
     save_minutes: float | None = option(None, "Also write a checkpoint every so many minutes.")

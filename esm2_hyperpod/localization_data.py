@@ -73,7 +73,8 @@ def read_hub_dataset(name: str) -> dict[str, Iterator[Protein]]:
         raise UserError(f"--dataset_name {name}: {reason}; check the name and the network") from None
     if "train" not in loaded:
         raise UserError(f"--dataset_name {name}: has no split train, only {', '.join(loaded)}")
-    return {split: _table_rows(_hub_rows(loaded[split]), f"{name} {split}", "row") for split in loaded}
+    wanted = [split for split in ("train", "validation", "test") if split in loaded]
+    return {split: _table_rows(_hub_rows(loaded[split]), f"{name} {split}", "row") for split in wanted}
 
 
 def _hub_rows(split) -> Iterator[tuple[int, dict]]:

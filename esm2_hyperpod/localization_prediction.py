@@ -6,8 +6,9 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,13 +78,20 @@ def already_predicted(fasta: Path, output: Path, weights: Path) -> bool:
     return output.is_file() and _holds(output.with_suffix(".json"), _asked(fasta, weights))
 
 
-def predict_file(model: torch.nn.Module, settings: Settings, fasta: Path, output: Path, weights: Path) -> int:
+def predict_file(
+    model: torch.nn.Module,
+    settings: Settings,
+    fasta: Path,
+    output: Path,
+    weights: Path,
+    stop_asked: Callable[[], bool] = lambda: False,
+) -> int | None:
     """Write `output` (id, label, the probability of each label), one row a record of `fasta`, in its order.
 
     Memory does not grow with the file. Rows go to `OUTPUT.partial`, a whole chunk at a time, and an
     interrupted run goes on after the last whole chunk, provided that file and model are the same.
-    `weights` is the folder the model was loaded from. All ranks take part.
-    Returns the number of proteins in `output`.
+    `weights` is the folder the model was loaded from. All ranks take part. Returns the number of proteins
+    in `output`; None if rank 0's `stop_asked`, looked at after each chunk, ended it early.
 
     Raises `UserError` if `fasta` is no FASTA file.
     """
@@ -99,6 +107,8 @@ def predict_file(model: torch.nn.Module, settings: Settings, fasta: Path, output
             _append(partial, _csv_rows(chunk, sequences, rows, settings))
         done += len(chunk)
         bar.update(len(chunk))
+        if _shared(stop_asked() if rank() == 0 else None):
+            return None
     bar.close()
     if rank() == 0:
         partial.replace(output)
@@ -190,7 +200,7 @@ def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
         yield chunk
 
 
-def _shared(value: int | None) -> int:
+def _shared(value: Any) -> Any:
     """Rank 0's value, on every rank."""
     box = [value]
     if dist.is_initialized():

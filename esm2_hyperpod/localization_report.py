@@ -207,7 +207,7 @@ def _body(metrics: dict[str, Any], settings: Settings) -> str:
 - Proteins: {proteins["train"]:,} train, {proteins["validation"]:,} validation ({origin["validation"]}), \
 {proteins["test"]:,} test ({origin["test"]}); {metrics["rejected_rows"]:,} rows not used, see \
 splits/rejected.csv.
-- Grouping of similar proteins: {split.get("grouping", "none needed, the splits were given")}.
+- Grouping of similar proteins: {split["grouping"]}.
 - Test proteins with a similar training protein: {split["test_proteins_like_a_training_protein"]:,} of \
 {proteins["test"]:,}, judged by {split["leak_measured_by"]}.
 - At most {settings.max_seq_length:,} tokens a protein (crop: {settings.crop}); \

@@ -22,7 +22,7 @@ from esm2_hyperpod.localization_data import Protein, Rejected, clean, count_labe
 from esm2_hyperpod.protein_similarity import KMERS_METHOD, group_similar, similar_pairs
 
 FOLDS = 10
-HELD_OUT_FOLDS = {"test": (0, 1), "validation": (2,)}
+HELD_OUT_FOLDS = {"validation": (2,), "test": (0, 1)}
 METHODS = ("similarity", "random")
 SPLITS = ("train", "validation", "test")
 
@@ -52,43 +52,88 @@ def make_splits(given: dict[str, Iterable[Protein]], method: str, seed: int) -> 
     for name, rows in given.items():
         parts[name], unusable = clean(rows)
         rejected += unusable
-    train, origin = parts["train"], dict.fromkeys(given, "given")
-    marked = [protein for protein in train if protein.test]
-    if marked and "test" not in parts:
-        parts["test"], origin["test"] = marked, "published test mark"
-        train = [protein for protein in train if not protein.test]
-    held_out = {p.sequence: p.where for name in ("validation", "test") for p in parts.get(name, [])}
-    leaked = [protein for protein in train if protein.sequence in held_out]
-    rejected += [Rejected(p.where, p.id, f"held out for evaluation: {held_out[p.sequence]}") for p in leaked]
-    train = [protein for protein in train if protein.sequence not in held_out]
+    origin = dict.fromkeys(given, "given")
+    if "test" not in parts and any(protein.test for protein in parts["train"]):
+        parts["test"], origin["test"] = [p for p in parts["train"] if p.test], "published test mark"
+        parts["train"] = [p for p in parts["train"] if not p.test]
+    parts["train"], repeated = _without_held_out(
+        parts["train"], [*parts.get("validation", []), *parts.get("test", [])]
+    )
+    rejected += repeated
 
-    facts: dict[str, Any] = {}
-    missing = [name for name in ("validation", "test") if name not in parts]
-    held_out = [protein for part in parts if part != "train" for protein in parts[part]]
-    everybody = [*train, *held_out]
-    pairs = similar_pairs([protein.sequence for protein in everybody])
+    everybody = [protein for part in parts.values() for protein in part]
+    similar = Similarities(everybody)
+    missing = [name for name in HELD_OUT_FOLDS if name not in parts]
+    grouping = "none needed, the splits were given"
     if missing:
-        folds, facts["grouping"] = _folds(train, pairs[: len(train), : len(train)], method, seed)
-        for name in missing:
-            inside = np.isin(folds, HELD_OUT_FOLDS[name])
-            parts[name], origin[name] = [train[index] for index in np.flatnonzero(inside)], method
-        left = np.flatnonzero(~np.isin(folds, [fold for name in missing for fold in HELD_OUT_FOLDS[name]]))
+        origin.update(dict.fromkeys(missing, method))
+        split_off, grouping = _split_off(parts["train"], missing, similar, method, seed)
+        parts.update(split_off)
         if method == "similarity":
-            left, similar = _drop_relatives(left, train, pairs[: len(train), : len(train)])
-            rejected += similar
-        train = [train[index] for index in left]
-    known = set(count_labels(train))
-    for name in ("validation", "test"):
-        parts[name], unknown = _with_known_labels(parts[name], known)
+            held_out = [protein for name in missing for protein in parts[name]]
+            relatives = similar.among(parts["train"], held_out)
+            reason = "similar to a protein held out for evaluation"
+            rejected += [Rejected(p.where, p.id, reason) for p in parts["train"] if p.where in relatives]
+            parts["train"] = [p for p in parts["train"] if p.where not in relatives]
+
+    labels = count_labels(parts["train"])
+    if len(labels) < 2:
+        raise UserError(f"the training proteins have {len(labels)} label(s); there is nothing to tell apart")
+    for name in HELD_OUT_FOLDS:
+        parts[name], unknown = _with_known_labels(parts[name], set(labels))
         rejected += unknown
         if not parts[name]:
             raise UserError(f"the {name} split is empty; give more proteins or a --{name}_file")
-    facts["origin"] = {name: origin.get(name, f"what {method} leaves") for name in SPLITS}
-    facts["proteins"] = {name: len(parts[name]) for name in ("validation", "test")} | {"train": len(train)}
-    facts["labels"] = count_labels(train)
-    facts["test_proteins_like_a_training_protein"] = _count_leaks(everybody, pairs, train, parts["test"])
-    facts["leak_measured_by"] = KMERS_METHOD
-    return Splits(train, parts["validation"], parts["test"], rejected, facts)
+    facts = {
+        "origin": {name: origin.get(name, "given") for name in SPLITS},
+        "proteins": {name: len(parts[name]) for name in SPLITS},
+        "labels": labels,
+        "grouping": grouping,
+        "test_proteins_like_a_training_protein": len(similar.among(parts["test"], parts["train"])),
+        "leak_measured_by": KMERS_METHOD,
+    }
+    return Splits(parts["train"], parts["validation"], parts["test"], rejected, facts)
+
+
+class Similarities:
+    """Which of some proteins are similar, by `similar_pairs`."""
+
+    def __init__(self, proteins: list[Protein]):
+        self._position = {protein.where: index for index, protein in enumerate(proteins)}
+        self._pairs = similar_pairs([protein.sequence for protein in proteins])
+
+    def between(self, rows: list[Protein], columns: list[Protein]):
+        """bool[rows, columns], sparse."""
+        places = ([self._position[protein.where] for protein in part] for part in (rows, columns))
+        first, second = places
+        return self._pairs[first][:, second]
+
+    def among(self, proteins: list[Protein], others: list[Protein]) -> set[str]:
+        """`where` of those of `proteins` that are similar to one of `others`."""
+        found = self.between(proteins, others).sum(axis=1) > 0
+        return {protein.where for protein, similar in zip(proteins, found) if similar}
+
+
+def _without_held_out(train: list[Protein], held_out: list[Protein]) -> tuple[list[Protein], list[Rejected]]:
+    """The training proteins whose very sequence is not held out; the others, with the reason."""
+    elsewhere = {protein.sequence: protein.where for protein in held_out}
+    repeated = [protein for protein in train if protein.sequence in elsewhere]
+    rejected = [
+        Rejected(p.where, p.id, f"held out for evaluation: {elsewhere[p.sequence]}") for p in repeated
+    ]
+    return [protein for protein in train if protein.sequence not in elsewhere], rejected
+
+
+def _split_off(
+    train: list[Protein], names: list[str], similar: Similarities, method: str, seed: int
+) -> tuple[dict[str, list[Protein]], str]:
+    """`names` split off `train`, and what is left as `train`; and the grouping in words."""
+    folds, grouping = _folds(train, similar.between(train, train), method, seed)
+    part_of_fold = {fold: name for name in names for fold in HELD_OUT_FOLDS[name]}
+    parts: dict[str, list[Protein]] = {name: [] for name in ("train", *names)}
+    for protein, fold in zip(train, folds):
+        parts[part_of_fold.get(int(fold), "train")].append(protein)
+    return parts, grouping
 
 
 def _folds(proteins: list[Protein], pairs, method: str, seed: int) -> tuple[np.ndarray, str]:
@@ -119,17 +164,6 @@ def _folds(proteins: list[Protein], pairs, method: str, seed: int) -> tuple[np.n
     return folds, description
 
 
-def _drop_relatives(left: np.ndarray, proteins: list[Protein], pairs) -> tuple[np.ndarray, list[Rejected]]:
-    """The training proteins that are like none of those split off; the others, with the reason."""
-    split_off = np.setdiff1d(np.arange(len(proteins)), left)
-    similar = pairs[left][:, split_off].sum(axis=1) > 0
-    rejected = [
-        Rejected(proteins[index].where, proteins[index].id, "similar to a protein held out for evaluation")
-        for index in left[similar]
-    ]
-    return left[~similar], rejected
-
-
 def _with_known_labels(proteins: list[Protein], known: set[str]) -> tuple[list[Protein], list[Rejected]]:
     kept, rejected = [], []
     for protein in proteins:
@@ -140,13 +174,6 @@ def _with_known_labels(proteins: list[Protein], known: set[str]) -> tuple[list[P
         else:
             kept.append(protein)
     return kept, rejected
-
-
-def _count_leaks(everybody: list[Protein], pairs, train: list[Protein], test: list[Protein]) -> int:
-    """Number of test proteins that are similar to a training protein."""
-    position = {protein.where: index for index, protein in enumerate(everybody)}
-    rows, columns = ([position[protein.where] for protein in part] for part in (test, train))
-    return int((pairs[rows][:, columns].sum(axis=1) > 0).sum())
 
 
 def write_splits(splits: Splits, folder: Path, options: dict[str, Any]) -> None:

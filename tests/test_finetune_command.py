@@ -176,3 +176,56 @@ def test_interrupted_it_goes_on_to_the_same_result(example, finished, tmp_path, 
     assert "going on from" in again.stdout
     assert losses(tmp_path / "out") == losses(finished[0])
     assert read_csv(tmp_path / "out/test_predictions.csv") == read_csv(finished[0] / "test_predictions.csv")
+
+
+def test_proteins_in_several_places_from_a_dataset_with_a_whole_model(example, tmp_path):
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    rows = read_csv(example / "labelled.csv")
+    with open(folder / "train.csv", "w", newline="") as file:
+        table = csv.DictWriter(file, ["sequence", "label"], extrasaction="ignore")
+        table.writeheader()
+        for number, row in enumerate(rows):
+            places = {row["label"], "Cytoplasm"} if number % 3 == 0 else {row["label"]}
+            table.writerow({**row, "label": "|".join(sorted(places))})
+    words = [
+        "--model_name_or_path",
+        example / "base",
+        "--output_dir",
+        tmp_path / "out",
+        "--dataset_name",
+        folder,
+    ]
+    words += [
+        "--tuning",
+        "full",
+        "--pooling",
+        "attention",
+        "--class_weights",
+        "balanced",
+        "--split",
+        "random",
+    ]
+    run("finetune_localization.py", *words, *FLAGS, "--num_train_epochs", 2, OMP_NUM_THREADS="1")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {"accuracy", "jaccard", "micro_f1", "macro_f1", "mcc"} < set(metrics)
+    assert metrics["split"]["origin"]["test"] == "random"
+    predicted = read_csv(tmp_path / "out" / "test_predictions.csv")
+    exact = np.mean([row["label"] == row["true_label"] for row in predicted])
+    assert exact == pytest.approx(metrics["accuracy"])
+    assert (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model").config.problem_type
+        == "multi_label_classification"
+    )
+
+
+def test_an_adapter_is_trained_further(example, finished, tmp_path):
+    words = ["--model_name_or_path", finished[0] / "adapter", "--output_dir", tmp_path / "out"]
+    words += ["--train_file", example / "labelled.csv", *FLAGS, "--max_steps", 2, "--learning_rate", "1e-6"]
+    run("finetune_localization.py", *words, OMP_NUM_THREADS="1")
+    first, further = (
+        json.loads((out / "metrics.json").read_text()) for out in (finished[0], tmp_path / "out")
+    )
+    assert further["accuracy"] == pytest.approx(
+        first["accuracy"], abs=0.05
+    )  # it started from what was learned

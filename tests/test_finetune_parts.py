@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from localization_example import COUNTS, write_base, write_fasta, write_labelled
 from safetensors.torch import load_file, save_file
-from transformers import EsmModel
+from transformers import EsmModel, TrainerControl, TrainerState
 
 from esm2_hyperpod import localization_prediction
 from esm2_hyperpod.errors import UserError
@@ -23,6 +23,7 @@ from esm2_hyperpod.localization_prediction import length_batches, predict_file, 
 from esm2_hyperpod.localization_training import (
     BatchPlan,
     MicroBatches,
+    StopWhenStale,
     balanced_weights,
     classification_loss,
     plan_batches,
@@ -180,6 +181,17 @@ def test_a_checkpoint_as_facebook_publishes_it(base, tmp_path):
     assert torch.equal(*logits)
 
 
+def test_training_stops_after_the_patience_and_not_at_the_evaluation():
+    """At the step that ends the patience an evaluation is still to come; at the next one all is known."""
+    callback, control = StopWhenStale(steps=14), TrainerControl()
+    state = TrainerState(best_global_step=7, global_step=21)
+    assert not callback.on_step_end(None, state, control).should_training_stop
+    state.global_step = 22
+    assert callback.on_step_end(None, state, control).should_training_stop
+    state = TrainerState(global_step=100)  # no evaluation yet
+    assert not callback.on_step_end(None, state, TrainerControl()).should_training_stop
+
+
 # ---- prediction -------------------------------------------------------------------------------------
 
 
@@ -199,6 +211,22 @@ def test_prediction_does_not_depend_on_the_company(base):
     together = predict_logits(model, ids)
     alone = np.concatenate([predict_logits(model, [row]) for row in ids])
     assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_prediction_asked_to_stop_leaves_whole_chunks(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(localization_prediction, "CHUNK", 8)
+    settings = settings_of(base, tuning="head")
+    model = build(settings, LORA, CPU).eval()
+    model.save_pretrained(tmp_path / "model")
+    settings.save(tmp_path / "model")
+    write_fasta(tmp_path / "a.fasta", 20)
+    words = (model, settings, tmp_path / "a.fasta", tmp_path / "out.csv", tmp_path / "model")
+    assert predict_file(*words, stop_asked=lambda: True) is None
+    assert len((tmp_path / "out.csv.partial").read_text().splitlines()) == 1 + 8
+    assert predict_file(*words) == 20
+    assert [row.split(",")[0] for row in (tmp_path / "out.csv").read_text().splitlines()[1:]] == [
+        f"q{number}" for number in range(20)
+    ]
 
 
 def test_an_interrupted_prediction_goes_on_to_the_same_bytes(base, tmp_path, monkeypatch):
