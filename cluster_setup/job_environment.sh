@@ -83,12 +83,12 @@ ask_to_stop() {
 
 list_checkpoints() { find "$1" -maxdepth 1 -name 'checkpoint-*' 2>/dev/null | sort || true; }
 
-# One task a node. When one has ended, the others have 20 s to end by themselves with an exit code of
+# One task a node. When one has ended, the others have a minute to end by themselves with an exit code of
 # their own; srun returns the highest. --kill-on-bad-exit would hide "to be continued" behind SIGTERM.
 # bash runs a trap only between commands, so srun goes to the background and is waited
 # for until it has ended, not until the next signal.
 run_step() {
-  local step=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=20)
+  local step=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=60)
   if [ -d "${HYPERPOD_DIR:-/opt/sagemaker_cluster}" ] && srun --help | grep -q -- --auto-resume; then
     step+=(--auto-resume=1) # HyperPod's plug-in; stock srun refuses it
   fi
