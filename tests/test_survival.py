@@ -1,6 +1,7 @@
 """Break the cluster while it trains: the run goes on and ends with the very losses of an undisturbed one.
 
-The quick cases always run. All of them, on three virtual nodes, with a table of what was lost:
+Three cases always run. All of them, on three virtual nodes, with a table of what was lost (columns: fault,
+time until a step beyond it, steps done twice, starts, final loss):
 
     SURVIVAL=all .venv/bin/python -m pytest tests/test_survival.py -s
 """
@@ -208,7 +209,7 @@ def test_disk_full_at_a_checkpoint(slurm, undisturbed):
         output = small / "ddp"
         job = submit(slurm, "ddp", output)
         assert slurm.wait(job) == "FAILED"
-        assert "No space left on device" in slurm.log(job)
+        assert "could not be written" in slurm.log(job) and "0.0 GB free there" in slurm.log(job)
         subprocess.run(["mount", "-o", "remount,size=200m", str(small)], check=True)
         job = submit(slurm, "ddp", output)
         assert slurm.wait(job) == "COMPLETED", slurm.log(job)
