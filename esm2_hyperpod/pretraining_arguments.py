@@ -144,12 +144,12 @@ class PretrainingArguments(TrainingArguments):
         return {name: getattr(self, name) for name in names.split()}
 
     def _refuse_what_does_not_apply(self) -> None:
-        instead = {
-            "fp16": "--precision",
-            "bf16": "--precision",
-            "per_device_train_batch_size": "--tokens_per_device",
-            "gradient_accumulation_steps": "--global_batch_tokens",
+        unset = {
+            "fp16": (False, "--precision"),
+            "bf16": (False, "--precision"),
+            "per_device_train_batch_size": (1, "--tokens_per_device"),
+            "gradient_accumulation_steps": (1, "--global_batch_tokens"),
         }
-        for name, flag in instead.items():
-            if getattr(self, name) not in (False, 1):
-                raise UserError(f"--{name} has no meaning here, batches are counted in tokens: use {flag}")
+        for name, (default, flag) in unset.items():
+            if getattr(self, name) != default:
+                raise UserError(f"--{name} has no meaning here: use {flag}")
