@@ -87,9 +87,8 @@ class StubCluster:
             self.write(f"infiniband/rdmap{i}/device/vendor", "0x1d0f\n")
 
     def environment(self, **variables: str) -> dict[str, str]:
-        kept = {
-            name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "CUDA_VIS"))
-        }
+        dropped = ("SLURM", "CUDA_VISIBLE", "OMP_NUM", "FI_", "NCCL_", "GPUS_PER_NODE")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
         return {
             **kept,
             "PATH": f"{self.stub}/bin:{os.environ['PATH']}",
