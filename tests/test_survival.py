@@ -144,12 +144,19 @@ def test_scancel_signal_term(slurm, undisturbed):
     lost(output, "ddp: scancel --signal=TERM", step, since)
 
 
-@pytest.mark.parametrize("trainer", [pytest.param("ddp", marks=on_demand), "fsdp"])
-def test_asked_to_stop_twice(slurm, undisturbed, trainer):
+STOPS = [
+    ("fsdp", (5,)),
+    pytest.param("fsdp", (3, 7), marks=on_demand),
+    pytest.param("ddp", (3, 7), marks=on_demand),
+]
+
+
+@pytest.mark.parametrize(("trainer", "steps"), STOPS)
+def test_asked_to_stop(slurm, undisturbed, trainer, steps):
     """SIGUSR1 to the batch shell is what Slurm sends before the time limit; sent here at a known step."""
-    output = slurm.fsx / f"{trainer}-twice"
+    output = slurm.fsx / f"{trainer}-asked-{len(steps)}"
     job = submit(slurm, trainer, output)
-    for step in (3, 7):
+    for step in steps:
         slurm.until_step(output, step, job)
         slurm.run("scancel", "--batch", "--signal=USR1", job)
         happened = time.monotonic()
@@ -159,7 +166,7 @@ def test_asked_to_stop_twice(slurm, undisturbed, trainer):
         since = goes_on(slurm, output, job, "asked to stop", happened)
         lost(output, f"{trainer}: asked to stop near the time limit", stopped, since)
     assert slurm.wait(job) == "COMPLETED", slurm.log(job)
-    assert slurm.field(job, "Restarts") == "2"
+    assert slurm.field(job, "Restarts") == str(len(steps))
     assert logged_losses(output) == undisturbed(trainer)
 
 
