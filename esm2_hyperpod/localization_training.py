@@ -196,7 +196,8 @@ class LocalizationTrainer(ResumableTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self):
-        self.say(f"the best evaluation was that of step {self.state.best_global_step}")
+        if self.is_world_process_zero():
+            self.say(f"the best evaluation was that of step {self.state.best_global_step}")
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 

@@ -21,6 +21,13 @@ from esm2_hyperpod.protein_similarity import group_similar, similar_pairs
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 
 
+@pytest.fixture(autouse=True)
+def without_mmseqs(request, monkeypatch):
+    """The splits of these tests are made with k-mers, installed or not; one test is about MMseqs2."""
+    if "mmseqs" not in request.node.name:
+        monkeypatch.setattr(shutil, "which", lambda _: None)
+
+
 def random_protein(random, length=120):
     return "".join(random.choice(list(RESIDUES), length))
 
@@ -237,8 +244,7 @@ def test_splits_come_back_from_disk(tmp_path):
     assert [(r.id, r.reason) for r in back.rejected] == [("bad", "no sequence")]
 
 
-def test_grouping_separates_strangers_and_ignores_repeats(monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda _: None)
+def test_grouping_separates_strangers_and_ignores_repeats():
     random = np.random.default_rng(0)
     strangers = [random_protein(random, 300) for _ in range(60)]
     repeats = [random_protein(random, 100) + "Q" * 60 + "SR" * 30 for _ in range(5)]
@@ -265,8 +271,7 @@ def test_a_motif_makes_no_relatives_but_close_variants_do():
     assert similar_pairs([*variants, *strangers[1:]]).nnz == 50 * 49
 
 
-def test_training_proteins_like_a_held_out_one_are_dropped_and_listed(monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda _: None)
+def test_training_proteins_like_a_held_out_one_are_dropped_and_listed():
     random = np.random.default_rng(0)
     halves = [random_protein(random, 60) for _ in range(41)]
     chain = [
