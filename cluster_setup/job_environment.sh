@@ -64,9 +64,8 @@ run_job() { # OUTPUT_DIR then as for launch
       scontrol requeue "$SLURM_JOB_ID"
       return "$code"
     fi
-    if [ "$before" != "$(list_checkpoints "$output_dir")" ]; then tries=0; elif [ "$code" -le 128 ]; then
-      return "$code" # an error before any progress: trying again would only repeat it
-    fi
+    if [ "$code" -le 128 ]; then return "$code"; fi # an error, not a killed process: it would only happen again
+    if [ "$before" != "$(list_checkpoints "$output_dir")" ]; then tries=0; fi
     tries=$((tries + 1))
     if [ "$tries" -ge "$TRIES_WITHOUT_PROGRESS" ]; then return "$code"; fi
     echo "the step ended with exit code $code; starting it again from the last checkpoint"

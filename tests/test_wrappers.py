@@ -139,7 +139,7 @@ def test_each_wrapper_has_an_output_folder_of_its_own(cluster):
     ("step_codes", "steps", "requeued", "final"),
     [
         ([75], 1, True, 75),  # to be continued
-        ([1], 1, False, 1),  # an error before any checkpoint would only happen again
+        ([1], 1, False, 1),  # an error would only happen again
         ([137, 0], 2, False, 0),  # a process was killed
         ([137, 137, 137], 3, False, 137),  # ... and again and again
         ([137, 75], 2, True, 75),
@@ -153,10 +153,18 @@ def test_what_follows_the_end_of_a_step(cluster, step_codes, steps, requeued, fi
 
 
 def test_a_run_that_advances_is_started_again_without_end(cluster):
-    cluster.write("exit_codes", "1\n" * 5 + "0\n")
+    cluster.write("exit_codes", "137\n" * 5 + "0\n")
     cluster.executable("during_step", f'#!/usr/bin/env bash\nmkdir -p "{cluster.output}/checkpoint-$1"\n')
     assert cluster.sbatch("2.train_ddp.sh", f"--output_dir={cluster.output}").returncode == 0
     assert len(cluster.lines("steps")) == 6
+
+
+def test_an_error_is_final_even_if_checkpoints_appear(cluster):
+    """As they do when another job, which holds the output folder, goes on writing them."""
+    cluster.write("exit_codes", "1\n0\n")
+    cluster.executable("during_step", f'#!/usr/bin/env bash\nmkdir -p "{cluster.output}/checkpoint-$1"\n')
+    assert cluster.sbatch("2.train_ddp.sh", f"--output_dir={cluster.output}").returncode == 1
+    assert len(cluster.lines("steps")) == 1
 
 
 def signal_to_batch_shell(name: str) -> str:
