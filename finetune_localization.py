@@ -17,10 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
 from esm2_hyperpod import run_report
 from esm2_hyperpod.artifacts import MANIFEST, check_same_options, only_writer, package_versions, read_manifest
+from esm2_hyperpod.command_line import parse
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.localization_arguments import FinetuningArguments
 from esm2_hyperpod.localization_data import read_hub_dataset, read_proteins
@@ -50,7 +51,7 @@ from esm2_hyperpod.throughput import device_name
 
 
 def main() -> int | None:
-    (args,) = HfArgumentParser(FinetuningArguments).parse_args_into_dataclasses()
+    (args,) = parse(FinetuningArguments)
     if args.n_gpu > 1:
         raise UserError(
             f"{args.n_gpu} GPUs but one process: bash 4.finetune_qlora.sh uses all, "

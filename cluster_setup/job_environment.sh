@@ -46,7 +46,8 @@ in_slurm_job() {
   [ -n "${SLURM_JOB_ID:-}" ] && { [ -z "${SLURM_STEP_ID:-}" ] || [ "$SLURM_STEP_ID" -gt 4000000000 ]; }
 }
 
-# Run the step; after a process died, again in the same allocation; after an early stop, requeue.
+# Run the step; after a process was killed, again in the same allocation; after an early stop or the loss
+# of a node, requeue.
 run_job() { # OUTPUT_DIR then as for launch
   local output_dir="$1" code tries=0 before
   shift
@@ -59,17 +60,24 @@ run_job() { # OUTPUT_DIR then as for launch
     STEP_TRY=$((tries + 1)) run_step "$@" || code=$?
     if [ -n "$stopper" ]; then kill "$stopper" && rm -f "$output_dir/stop"; fi
     if [ "$code" = 0 ] || [ "$terminated" = 1 ]; then return "$code"; fi
-    if [ "$code" = "$TO_BE_CONTINUED" ] || [ -n "$stopper" ]; then
+    if [ "$code" -le 128 ] && [ "$code" != "$TO_BE_CONTINUED" ] && [ -z "$stopper" ] && nodes_answer; then
+      return "$code" # an error of the script, which trying again would only repeat
+    fi
+    if [ "$code" -le 128 ] || [ -n "$stopper" ]; then
       echo "requeueing job $SLURM_JOB_ID, which goes on from its last checkpoint"
       scontrol requeue "$SLURM_JOB_ID"
       return "$code"
     fi
-    if [ "$code" -le 128 ]; then return "$code"; fi # an error, not a killed process: it would only happen again
     if [ "$before" != "$(list_checkpoints "$output_dir")" ]; then tries=0; fi
     tries=$((tries + 1))
     if [ "$tries" -ge "$TRIES_WITHOUT_PROGRESS" ]; then return "$code"; fi
     echo "the step ended with exit code $code; starting it again from the last checkpoint"
   done
+}
+
+# The peers of a lost node fail long before Slurm has noticed the loss (SlurmdTimeout, minutes).
+nodes_answer() {
+  timeout 60 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --overlap true 2>/dev/null
 }
 
 # All ranks look for this file after each step; again and again, because a run that is only starting

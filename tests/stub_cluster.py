@@ -15,6 +15,7 @@ from conftest import ROOT
 
 SRUN = """#!/usr/bin/env bash
 if [ "$1" = --help ]; then cat "$STUB/srun_help"; exit; fi
+if [ "${!#}" = true ]; then exit "$(cat "$STUB/lost_node" 2>/dev/null || echo 0)"; fi
 while [[ $1 == --* ]]; do echo "$1" >>"$STUB/srun_options"; shift; done
 echo >>"$STUB/steps"
 step="$(wc -l <"$STUB/steps")"

@@ -159,6 +159,13 @@ def test_a_run_that_advances_is_started_again_without_end(cluster):
     assert len(cluster.lines("steps")) == 6
 
 
+def test_an_error_with_a_lost_node_is_requeued(cluster):
+    cluster.write("exit_codes", "1\n")
+    cluster.write("lost_node", "1\n")
+    assert cluster.sbatch("2.train_ddp.sh").returncode == 1
+    assert cluster.lines("requeued") == ["4242"] and len(cluster.lines("steps")) == 1
+
+
 def test_an_error_is_final_even_if_checkpoints_appear(cluster):
     """As they do when another job, which holds the output folder, goes on writing them."""
     cluster.write("exit_codes", "1\n0\n")
