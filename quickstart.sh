@@ -9,10 +9,10 @@
 #   --source FASTA     sequences to pretrain on            (default: 12,000 synthetic ones)
 #   --labels FILE      labelled proteins to fine-tune on   (default: made with the synthetic ones)
 #   --model_size SIZE  tiny, 8M, 35M, ...                  (default tiny)
-#   --steps N          optimizer steps of each pretraining (default 120)
+#   --steps N          optimizer steps of each pretraining (default 80)
 set -euo pipefail
 
-OUTPUT_DIR=runs/quickstart SOURCE=synthetic LABELS="" MODEL_SIZE=tiny STEPS=120
+OUTPUT_DIR=runs/quickstart SOURCE=synthetic LABELS="" MODEL_SIZE=tiny STEPS=80
 START_FOLDER="$PWD"
 while [ $# -gt 0 ]; do
   case "$1" in
