@@ -13,10 +13,12 @@ continued.
 """
 
 import resource
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import set_seed
 
 from esm2_hyperpod import run_report
@@ -46,21 +48,22 @@ from esm2_hyperpod.localization_training import (
     balanced_weights,
     plan_batches,
 )
-from esm2_hyperpod.stopping import StopRequests, leave
+from esm2_hyperpod.stopping import StopRequests, end_with_launcher, leave
 from esm2_hyperpod.throughput import device_name
 
 
 def main() -> int | None:
+    end_with_launcher()
     (args,) = parse(FinetuningArguments)
     if args.n_gpu > 1:
         raise UserError(
             f"{args.n_gpu} GPUs but one process: bash 4.finetune_qlora.sh uses all, "
             "CUDA_VISIBLE_DEVICES=0 one"
         )
-    if args.process_index:
-        return run(args)
-    with only_writer(Path(args.output_dir)):
-        return run(args)
+    with only_writer(Path(args.output_dir)) if args.process_index == 0 else nullcontext():
+        exit_code = run(args)
+    PartialState().destroy_process_group()
+    return exit_code
 
 
 def run(args: FinetuningArguments) -> int | None:

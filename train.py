@@ -11,8 +11,10 @@ The same command again goes on from the newest whole checkpoint. Exit code 75: s
 import hashlib
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
+from accelerate import PartialState
 from transformers import EarlyStoppingCallback, set_seed
 
 from esm2_hyperpod import run_report
@@ -23,23 +25,24 @@ from esm2_hyperpod.final_model import FINAL_MODEL, save_final_model
 from esm2_hyperpod.pretraining import PretrainingTrainer, build_model, open_split
 from esm2_hyperpod.pretraining_arguments import PretrainingArguments
 from esm2_hyperpod.sharding import SaySharding, enable_fsdp_on_cpu
-from esm2_hyperpod.stopping import StopAfter, StopRequests, leave
+from esm2_hyperpod.stopping import StopAfter, StopRequests, end_with_launcher, leave
 from esm2_hyperpod.throughput import device_name
 from esm2_hyperpod.validation import SEED as VALIDATION_SEED
 from esm2_hyperpod.validation import residue_frequency_entropy
 
 
 def main() -> int | None:
+    end_with_launcher()
     enable_fsdp_on_cpu()
     (args,) = parse(PretrainingArguments)
     if args.n_gpu > 1:
         raise UserError(
             f"{args.n_gpu} GPUs but one process: bash 2.train_ddp.sh uses all, CUDA_VISIBLE_DEVICES=0 one"
         )
-    if args.process_index:
-        return pretrain(args)
-    with only_writer(Path(args.output_dir)):
-        return pretrain(args)
+    with only_writer(Path(args.output_dir)) if args.process_index == 0 else nullcontext():
+        exit_code = pretrain(args)
+    PartialState().destroy_process_group()
+    return exit_code
 
 
 def pretrain(args: PretrainingArguments) -> int | None:

@@ -5,6 +5,7 @@ finished, a checkpoint is written, and the script exits with `TO_BE_CONTINUED`. 
 command again goes on.
 """
 
+import ctypes
 import os
 import signal
 import time
@@ -115,6 +116,16 @@ class StopAfter(TrainerCallback):
         if state.global_step >= self._last_step:
             control.should_log = control.should_save = control.should_training_stop = True
         return control
+
+
+def end_with_launcher() -> None:
+    """Have the kernel send this process SIGTERM when the launcher that started it dies, however it dies.
+
+    Otherwise a worker whose torchrun was killed trains on, unseen, and holds the output folder. Linux.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        pr_set_pdeathsig = 1  # <linux/prctl.h>
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def leave(request: StopRequests) -> int:

@@ -112,6 +112,17 @@ def test_killed_and_started_again_repeats_every_digit(tokenized, tmp_path, fsdp)
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
 
 
+def test_workers_end_with_their_launcher_and_have_saved(tokenized, undisturbed, tmp_path):
+    process = start(tokenized, tmp_path, processes=2)
+    wait_for_step(process, tmp_path, 2)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    _, alive = psutil.wait_procs(workers, timeout=120)
+    assert not alive
+    train(tokenized, tmp_path, processes=2)
+    assert_close(metrics(tmp_path), metrics(undisturbed))
+
+
 def test_stops_on_request_and_goes_on_with_other_processes(tokenized, undisturbed, tmp_path):
     process = start(tokenized, tmp_path, processes=2, fsdp=True)
     wait_for_step(process, tmp_path, 2)
