@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -164,7 +165,12 @@ def test_two_processes_give_what_one_gives(example, finished, tmp_path):
 def test_interrupted_it_goes_on_to_the_same_result(example, finished, tmp_path, number):
     words = command(example, tmp_path / "out")
     process = subprocess.Popen(
-        [sys.executable, "-u", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-u", *words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as the runs it is compared with
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     for line in process.stdout:
         if line.startswith("step 10/"):  # after the first epoch's checkpoint (7 steps), before the second's
