@@ -13,6 +13,7 @@ started again; with --keep_fasta it goes on from the bytes it has.
 
 import argparse
 import contextlib
+import getpass
 import os
 import tempfile
 import time
@@ -74,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
         allow_abbrev=False,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    fsx = os.environ.get("FSX_DIR", f"/fsx/{os.environ.get('USER', 'ubuntu')}")
+    fsx = os.environ.get("FSX_DIR", f"/fsx/{os.environ.get('USER') or getpass.getuser()}")
     parser.add_argument("--output_dir", type=Path, default=Path(fsx) / "csv", help="default: %(default)s")
     parser.add_argument(
         "--source",

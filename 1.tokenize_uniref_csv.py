@@ -9,6 +9,7 @@ Columns: `id` and `input_ids` (uint8: <cls>, residues, <eos>; no padding). Read 
 """
 
 import argparse
+import getpass
 import os
 import shutil
 import time
@@ -61,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
         allow_abbrev=False,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    fsx = Path(os.environ.get("FSX_DIR", f"/fsx/{os.environ.get('USER', 'ubuntu')}"))
+    fsx = Path(os.environ.get("FSX_DIR", f"/fsx/{os.environ.get('USER') or getpass.getuser()}"))
     parser.add_argument("--input_dir", type=Path, default=fsx / "csv", help="default: %(default)s")
     parser.add_argument(
         "--output_dir", type=Path, default=fsx / "processed" / "arrow", help="default: %(default)s"
