@@ -8,8 +8,8 @@
 
 Writes to --output_dir: splits/, checkpoint-N/, adapter/ (model/ for --tuning head and full), metrics.json,
 report.md, confusion_matrix.png, reliability.png, test_predictions.csv, predictions.csv, metrics.jsonl,
-run.json. The same command again goes on from the newest whole checkpoint. Exit code 75: saved, to be
-continued.
+run.json, run_report.md. The same command again goes on from the newest whole checkpoint. Exit code 75:
+saved, to be continued.
 """
 
 import resource
@@ -21,7 +21,7 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 
-from esm2_hyperpod import run_report
+from esm2_hyperpod import run_record
 from esm2_hyperpod.artifacts import MANIFEST, check_same_options, only_writer, package_versions, read_manifest
 from esm2_hyperpod.command_line import parse
 from esm2_hyperpod.errors import UserError, run_script
@@ -48,6 +48,7 @@ from esm2_hyperpod.localization_training import (
     balanced_weights,
     plan_batches,
 )
+from esm2_hyperpod.run_report import write_report
 from esm2_hyperpod.stopping import StopRequests, end_with_launcher, leave
 from esm2_hyperpod.throughput import device_name
 
@@ -90,10 +91,10 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
 
     # Is this the run that the folder holds, and is there anything left to do?
     options = {**args.data_identity(), **args.identity()}
-    earlier = run_report.read_run(output_dir)
+    earlier = run_record.read_run(output_dir)
     if earlier is not None:
         check_same_options(output_dir, earlier["options"], options, start_over=f"rm -r {output_dir}")
-        if earlier["status"] == run_report.FINISHED:
+        if earlier["status"] == run_record.FINISHED:
             if is_main:
                 print(f"{output_dir}: finished already, {earlier['steps']} steps; see report.md", flush=True)
             return None
@@ -116,13 +117,14 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
     trainer = LocalizationTrainer(model, args, train, validation, plan, weights, callbacks)
     checkpoint = trainer.resume_point()
     if is_main:
-        run_report.begin_run(output_dir, options, facts(args), trainer.first_step)
+        run_record.begin_run(output_dir, options, facts(args), trainer.first_step, trainer.saved_at)
         describe(trainer, splits, settings, [train, validation, test])
 
     trainer.train_from(checkpoint)
     if stop.stopped:
         if is_main:
-            run_report.end_run(output_dir, run_report.CONTINUED, steps=trainer.state.global_step)
+            run_record.end_run(output_dir, run_record.CONTINUED, steps=trainer.state.global_step)
+            trainer.say(write_report(output_dir, args.dollars_per_node_hour))
         return leave(stop)
 
     trainer.model.eval()
@@ -133,10 +135,11 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
         save_tuned(trainer.model, settings, metrics, saved_in(output_dir, args.tuning))
         steps, best = trainer.state.global_step, trainer.state.best_global_step
         memory = peak_memory_gb(args.device)
-        run_report.end_run(
-            output_dir, run_report.FINISHED, steps=steps, best_step=best, peak_memory_gb=memory
+        run_record.end_run(
+            output_dir, run_record.FINISHED, steps=steps, best_step=best, peak_memory_gb=memory
         )
         trainer.say((output_dir / "report.md").read_text(encoding="utf-8"))
+        trainer.say(write_report(output_dir, args.dollars_per_node_hour))
         trainer.say(f"done: {saved_in(output_dir, args.tuning)}; peak memory {memory:.1f} GB")
     trainer.barrier()
     return None
@@ -216,6 +219,7 @@ def peak_memory_gb(device: torch.device) -> float:
 def facts(args: FinetuningArguments) -> dict:
     """What is worth knowing about this start of the run, beyond its options."""
     return {
+        **run_record.place(),
         "processes": args.world_size,
         "device": device_name(args.device),
         "precision": "bf16" if args.bf16 else "fp32",

@@ -4,26 +4,32 @@
     torchrun --nproc_per_node 8 train.py ...         (2.train_ddp.sh does this, on any number of nodes)
     accelerate launch --config_file accelerate_fsdp.yaml train.py ...                 (3.train_fsdp.sh)
 
-Writes to --output_dir: checkpoint-N/, final_model/, metrics.jsonl, training_curve.png, run.json.
-The same command again goes on from the newest whole checkpoint. Exit code 75: saved, to be continued.
+Writes to --output_dir: checkpoint-N/, final_model/, metrics.jsonl, training_curve.png, run.json,
+run_report.md. The same command again goes on from the newest whole checkpoint. Exit code 75: saved, to be
+continued.
 """
 
+# ruff: noqa: E402
 import hashlib
 import json
 import shutil
+import sys
 from contextlib import nullcontext
 from pathlib import Path
+
+sys.modules["peft"] = None  # transformers would import it, and bitsandbytes: 2 s more before every start
 
 from accelerate import PartialState
 from transformers import EarlyStoppingCallback, set_seed
 
-from esm2_hyperpod import run_report
+from esm2_hyperpod import run_record
 from esm2_hyperpod.artifacts import check_same_options, only_writer, package_versions, read_manifest
 from esm2_hyperpod.command_line import parse
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.final_model import FINAL_MODEL, save_final_model
 from esm2_hyperpod.pretraining import PretrainingTrainer, build_model, open_split
 from esm2_hyperpod.pretraining_arguments import PretrainingArguments
+from esm2_hyperpod.run_report import write_report
 from esm2_hyperpod.sharding import SaySharding, enable_fsdp_on_cpu
 from esm2_hyperpod.stopping import StopAfter, StopRequests, end_with_launcher, leave
 from esm2_hyperpod.throughput import device_name
@@ -66,10 +72,10 @@ def pretrain(args: PretrainingArguments) -> int | None:
 
     # Is this the run that the folder holds, and is there anything left to do?
     options = {**asked, **args.identity()}
-    earlier = run_report.read_run(output_dir)
+    earlier = run_record.read_run(output_dir)
     if earlier is not None:
         check_same_options(output_dir, earlier["options"], options, start_over=f"rm -r {output_dir}")
-        if run_report.is_finished(earlier, args.last_step):
+        if run_record.is_finished(earlier, args.last_step):
             if is_main:
                 print(f"{output_dir}: finished already, {earlier['steps']} steps; see {FINAL_MODEL}/")
             return None
@@ -83,7 +89,8 @@ def pretrain(args: PretrainingArguments) -> int | None:
     trainer = PretrainingTrainer(model, args, train, validation, entropy, callbacks)
     checkpoint = trainer.resume_point()
     if is_main:
-        run_report.begin_run(output_dir, options, facts(args, manifest), trainer.first_step)
+        start = facts(args, manifest)
+        run_record.begin_run(output_dir, options, start, trainer.first_step, trainer.saved_at)
         epochs = args.last_step * args.packs_per_step / train.packs.packs_per_epoch
         trainer.say(
             f"{model.num_parameters():,} parameters; {len(train.store):,} sequences in "
@@ -96,22 +103,24 @@ def pretrain(args: PretrainingArguments) -> int | None:
     trainer.train_from(checkpoint)
     if stop.stopped:
         if is_main:
-            run_report.end_run(output_dir, run_report.CONTINUED, steps=trainer.state.global_step)
+            run_record.end_run(output_dir, run_record.CONTINUED, steps=trainer.state.global_step)
+            trainer.say(write_report(output_dir, args.dollars_per_node_hour))
         return leave(stop)
 
     metrics = trainer.evaluate_once() if validation is not None else {}
     save_final_model(trainer.model, model.config, output_dir)
     if is_main:
         steps = trainer.state.global_step
-        run_report.end_run(
+        run_record.end_run(
             output_dir,
-            run_report.FINISHED,
+            run_record.FINISHED,
             steps=steps,
             stopped_early=steps < args.last_step,
             frequency_entropy=entropy,
             **metrics,
         )
         shutil.rmtree(output_dir / ".plans", ignore_errors=True)
+        trainer.say(write_report(output_dir, args.dollars_per_node_hour))
         trainer.say(f"done: {output_dir / FINAL_MODEL}")
     return None
 
@@ -119,6 +128,7 @@ def pretrain(args: PretrainingArguments) -> int | None:
 def facts(args: PretrainingArguments, manifest: dict) -> dict:
     """What is worth knowing about this start of the run, beyond its options."""
     return {
+        **run_record.place(),
         "processes": args.world_size,
         "device": device_name(args.device),
         "precision": args.precision if args.precision != "auto" else "bf16" if args.bf16 else "fp32",

@@ -21,7 +21,7 @@ from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.localization_arguments import FinetuningArguments
 from esm2_hyperpod.pretraining import open_split
 from esm2_hyperpod.pretraining_arguments import PretrainingArguments
-from esm2_hyperpod.run_report import FINISHED, read_run
+from esm2_hyperpod.run_record import FINISHED, read_run
 
 
 def main() -> int:

@@ -47,6 +47,7 @@ class FinetuningArguments(TrainingArguments):
     early_stopping_patience: int = option(3, "Stop after so many epochs without a better validation score.")
     max_minutes: float | None = option(None, "Save, stop and exit with 75 after so many minutes.")
     save_minutes: float | None = option(None, "Also write a checkpoint every so many minutes.")
+    dollars_per_node_hour: float | None = option(None, "Price of one node, for the cost in run_report.md.")
     precision: str = option("auto", "auto is bf16 on GPUs that have it, else fp32.", ["auto", "bf16", "fp32"])
 
     per_device_train_batch_size: int = option(8, "Most proteins of one micro-batch.")

@@ -164,6 +164,11 @@ class LocalizationTrainer(ResumableTrainer):
             pin_memory=args.device.type == "cuda",
         )
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One micro-batch, still on the host; its residues are counted, without <cls> and <eos>."""
+        self.count_residues(int(inputs["attention_mask"].sum()) - 2 * len(inputs["attention_mask"]))
+        return super().training_step(model, inputs, num_items_in_batch)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """`classification_loss` of one micro-batch."""
         targets = inputs.pop("labels")

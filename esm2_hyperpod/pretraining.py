@@ -23,10 +23,10 @@ from esm2_hyperpod.packed_esm import PackedEsmForMaskedLM, masked_lm_loss
 from esm2_hyperpod.packing import Layout, packed_layout, padded_layout
 from esm2_hyperpod.pretraining_arguments import PretrainingArguments
 from esm2_hyperpod.resumable_trainer import ResumableTrainer
-from esm2_hyperpod.run_report import plot_training_curve
+from esm2_hyperpod.run_record import plot_training_curve
 from esm2_hyperpod.schedule import SCHEDULES
 from esm2_hyperpod.sequence_store import SequenceStore
-from esm2_hyperpod.throughput import Meter
+from esm2_hyperpod.throughput import Counts, Meter
 
 # Below so many sequences each process plans by itself in less than the time it takes to wait for another.
 SHARED_FROM = 1_000_000
@@ -177,7 +177,9 @@ class PretrainingTrainer(ResumableTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One micro-batch; what it holds is counted for the throughput figures."""
-        self._meter.add(inputs.pop("counts"))
+        counts = Counts(*inputs.pop("counts"))
+        self._meter.add(counts)
+        self.count_residues(counts.residues)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -256,12 +258,13 @@ class PretrainingTrainer(ResumableTrainer):
         speed = f"{line['residues_per_second']:,.0f} residues/s"
         if self.args.world_size > 1:
             speed += f" ({line['residues_per_second_per_device']:,.0f} per device)"
+        speed += f"  {line['tokens_per_second']:,.0f} tokens/s"
         used = f"MFU {line['mfu']:.1%}" if "mfu" in line else f"{line['tflops_per_device']:.3g} TFLOPS"
         memory = f"  peak {line['peak_memory_gb']:.1f} GB" if "peak_memory_gb" in line else ""
         return head + (
             f"loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}  grad norm {line['grad_norm']:.3f}  "
             f"{speed}  {used}{memory}  padding {line['padding_share']:.1%}  "
-            f"waiting for data {line['data_wait_share']:.1%}  "
+            f"waiting for data {line['data_wait_seconds']:.2f} s ({line['data_wait_share']:.1%})  "
             f"ETA {timedelta(seconds=round(line['eta_seconds']))}"
         )
 

@@ -49,6 +49,7 @@ class PretrainingArguments(TrainingArguments):
     stop_after_steps: int | None = option(None, "Stop here; the schedule still ends at --max_steps.")
     max_minutes: float | None = option(None, "Save, stop and exit with 75 after so many minutes.")
     save_minutes: float | None = option(None, "Also write a checkpoint every so many minutes.")
+    dollars_per_node_hour: float | None = option(None, "Price of one node, for the cost in run_report.md.")
     early_stopping_patience: int | None = option(
         None, "Stop after so many evaluations without a better validation loss."
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from esm2_hyperpod.artifacts import MANIFEST
 from esm2_hyperpod.errors import run_script
-from esm2_hyperpod.run_report import read_metrics, read_run
+from esm2_hyperpod.run_record import read_metrics, read_run
 
 
 def main() -> None:

@@ -4,24 +4,32 @@ import json
 import math
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar
 
 from esm2_hyperpod import checkpoints
 from esm2_hyperpod.artifacts import write_json_atomically
 from esm2_hyperpod.errors import UserError
-from esm2_hyperpod.run_report import append_metrics, forget_metrics_after
+from esm2_hyperpod.run_record import (
+    append_metrics,
+    beat,
+    end_broken_session,
+    forget_metrics_after,
+    modified_at,
+)
 
 disable_progress_bar()  # of every file written; the bar that counts steps is ours
 
 WINDOW = "logging_window.json"
+HEARTBEAT_SECONDS = 2
 
 
 class ResumableTrainer(Trainer):
@@ -39,11 +47,15 @@ class ResumableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.output_dir = Path(self.args.output_dir)
         self.first_step = 0  # where this start begins; set by resume_point
+        self.saved_at: str | None = None  # when the checkpoint was written that this start goes on from
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
+        self.add_callback(Heartbeat(self.output_dir))
         self._window: list[float] = []  # losses of the steps since the last log, over all ranks
         self._unshared: list[torch.Tensor] = []  # the newest of them, this rank's part, on the device
         self._step_loss: torch.Tensor | None = None
+        self._residues_unshared = 0  # residues in the training batches of this rank since they were shared
+        self._residues_seen = 0  # in all training batches of all ranks, interrupted starts included
         self._bar: tqdm | None = None
 
     # ---- going on ------------------------------------------------------------------------------
@@ -55,10 +67,13 @@ class ResumableTrainer(Trainer):
         """
         checkpoint, passed_over = checkpoints.newest_whole_checkpoint(self.output_dir)
         self.barrier()  # nothing is cleared before every rank has looked
-        self.first_step = checkpoints.step_of(checkpoint) if checkpoint else 0
+        if checkpoint:
+            self.first_step = checkpoints.step_of(checkpoint)
+            self.saved_at = modified_at(checkpoint / checkpoints.COMPLETE)
         if self.is_world_process_zero():
             for line in passed_over:
                 self.say(line)
+            end_broken_session(self.output_dir)
             checkpoints.remove_newer(self.output_dir, self.first_step)
             forget_metrics_after(self.output_dir, self.first_step)
             if checkpoint:
@@ -69,7 +84,8 @@ class ResumableTrainer(Trainer):
     def train_from(self, checkpoint: Path | None):
         """Train from what `resume_point` found."""
         if checkpoint is not None:
-            self._window = json.loads((checkpoint / WINDOW).read_text(encoding="utf-8"))
+            window = json.loads((checkpoint / WINDOW).read_text(encoding="utf-8"))
+            self._window, self._residues_seen = window["losses"], window["residues_seen"]
         return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     # ---- checkpoints ---------------------------------------------------------------------------
@@ -128,7 +144,8 @@ class ResumableTrainer(Trainer):
             self.state.best_model_checkpoint = str(best)
         if self.is_world_process_zero():
             self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
-            write_json_atomically(staged / WINDOW, self._window)
+            window = {"losses": self._window, "residues_seen": self._residues_seen}
+            write_json_atomically(staged / WINDOW, window)
         self.barrier()
         if self.is_world_process_zero():
             checkpoints.publish(staged, self.output_dir)
@@ -152,6 +169,7 @@ class ResumableTrainer(Trainer):
             self._share_window()
             logs["loss"] = math.fsum(self._window) / len(self._window)
             self._window = []
+            logs["residues_seen"] = self._residues_seen
             logs.update(self.log_figures())
         logs["epoch"] = self.epoch()
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
@@ -160,6 +178,10 @@ class ResumableTrainer(Trainer):
             append_metrics(self.output_dir, line)
             self.say(self.describe(line))
             self._advance_bar()
+
+    def count_residues(self, residues: int) -> None:
+        """Count the residues of one training micro-batch of this rank."""
+        self._residues_unshared += residues
 
     def log_figures(self) -> dict[str, float]:
         """What a subclass adds to a training log. Called on all ranks."""
@@ -192,11 +214,13 @@ class ResumableTrainer(Trainer):
         """Move this rank's losses into the window of all; refuse to go on from one that is not finite."""
         if not self._unshared:
             return
-        local = torch.stack(self._unshared).double()
-        self._unshared = []
+        losses = torch.stack(self._unshared).double()
+        local = torch.cat([losses, losses.new_tensor([self._residues_unshared])])
+        self._unshared, self._residues_unshared = [], 0
         # Gathered and summed in rank order: an all-reduce may add in an order that depends on the length.
         ranks = self.accelerator.gather(local).view(-1, len(local))
-        losses = ranks.mean(dim=0).tolist()
+        self._residues_seen += int(ranks[:, -1].sum())
+        losses = ranks[:, :-1].mean(dim=0).tolist()
         first_step = self.state.global_step - len(losses) + 1
         self._window += losses
         for step, loss in enumerate(losses, start=first_step):
@@ -211,3 +235,29 @@ class ResumableTrainer(Trainer):
             self._bar = tqdm(total=self.state.max_steps, unit="step", initial=self.state.global_step)
         if self._bar is not None:
             self._bar.update(self.state.global_step - self._bar.n)
+
+
+class Heartbeat(TrainerCallback):
+    """Leaves a sign of life every other second, by which a later start knows when and where this one broke.
+
+    Args:
+        output_dir: where it is left.
+    """
+
+    def __init__(self, output_dir: Path):
+        self._output_dir = output_dir
+        self._last = 0.0
+
+    def on_train_begin(self, args, state, control, **_):
+        """The first sign, before the first step."""
+        self._beat(state)
+
+    def on_step_end(self, args, state, control, **_):
+        """A sign, if the last one is old enough."""
+        if time.monotonic() - self._last > HEARTBEAT_SECONDS:
+            self._beat(state)
+
+    def _beat(self, state) -> None:
+        if state.is_world_process_zero:
+            beat(self._output_dir, state.global_step)
+            self._last = time.monotonic()

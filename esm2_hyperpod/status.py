@@ -8,15 +8,22 @@ import argparse
 import json
 import statistics
 from datetime import datetime, timedelta, timezone
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from esm2_hyperpod.checkpoints import newest_whole_checkpoint, step_of
 from esm2_hyperpod.errors import UserError, run_script
-from esm2_hyperpod.run_report import METRICS, RUN, RUNNING, read_metrics, read_run
+from esm2_hyperpod.run_record import (
+    HEARTBEAT,
+    METRICS,
+    RUN,
+    RUNNING,
+    read_heartbeat,
+    read_metrics,
+    read_run,
+)
+from esm2_hyperpod.run_report import curve, duration, failures_of, interruptions
 
-BARS = "▁▂▃▄▅▆▇█"
 SILENT = timedelta(minutes=10)
 """A run that has logged nothing for so long is probably dead: a killed one cannot say so itself."""
 
@@ -46,12 +53,14 @@ def describe(output_dir: Path, at: datetime) -> str:
         return f"{output_dir}: {RUN} is damaged ({error})"
     lines = read_metrics(output_dir)
     steps = [line for line in lines if line.get("loss") is not None]
+    starts = ", ".join(str(session["from_step"]) for session in run["sessions"])
+    lost = interruptions(*failures_of(output_dir, run["sessions"]))
     rows = {
-        "progress": progress(run, steps),
+        "progress": progress(run, steps, output_dir),
         "speed": speed(steps[-10:]),
         "loss": curve([line["loss"] for line in steps[-40:]]),
         "validation": validation(lines),
-        "starts": starts(run["sessions"]),
+        "starts": f"from step {starts}; interruptions: {lost}",
         "checkpoint": checkpoint(output_dir, at),
     }
     body = "\n".join(f"  {name:<11} {text}" for name, text in rows.items() if text)
@@ -63,24 +72,28 @@ def state(run: dict[str, Any], output_dir: Path, at: datetime) -> str:
     if run["status"] != RUNNING:
         return run["status"]
     newest = max(
-        (output_dir / name).stat().st_mtime for name in (RUN, METRICS) if (output_dir / name).exists()
+        path.stat().st_mtime
+        for path in (output_dir / name for name in (RUN, METRICS, HEARTBEAT))
+        if path.exists()
     )
     silent = at - datetime.fromtimestamp(newest, timezone.utc)
     if silent < SILENT:
         return RUNNING
-    return f"silent for {duration(silent)}: waiting in the queue, or dead; the same command goes on"
+    length = duration(silent.total_seconds())
+    return f"silent for {length}: waiting in the queue, or dead; the same command goes on"
 
 
-def progress(run: dict[str, Any], steps: list[dict[str, Any]]) -> str:
+def progress(run: dict[str, Any], steps: list[dict[str, Any]], output_dir: Path) -> str:
     """Steps done, of how many, and when the rest will be."""
-    step = steps[-1]["step"] if steps else run["sessions"][-1]["from_step"]
+    logged = steps[-1]["step"] if steps else run["sessions"][-1]["from_step"]
+    step = max(logged, (read_heartbeat(output_dir) or (0,))[0])
     total = run["options"].get("max_steps") or 0
     text = f"step {step:,}"
     if total > 0:
         text += f" of {total:,} ({step / total:.0%})"
     eta = steps[-1].get("eta_seconds") if steps else None
     if eta and run["status"] == RUNNING:
-        text += f", {duration(timedelta(seconds=eta))} to go"
+        text += f", {duration(eta)} to go"
     return text
 
 
@@ -92,15 +105,6 @@ def speed(steps: list[dict[str, Any]]) -> str:
     text = f"{statistics.median(rates):,.0f} residues/s"
     used = [line["mfu"] for line in steps if line.get("mfu")]
     return text + (f", MFU {statistics.median(used):.1%}" if used else "")
-
-
-def curve(losses: list[float]) -> str:
-    """First and last loss around a sparkline of those between."""
-    if not losses:
-        return ""
-    low, high = min(losses), max(losses)
-    scale = (len(BARS) - 1) / (high - low) if high > low else 0
-    return f"{losses[0]:.4f} {''.join(BARS[round((loss - low) * scale)] for loss in losses)} {losses[-1]:.4f}"
 
 
 def validation(lines: list[dict[str, Any]]) -> str:
@@ -115,39 +119,14 @@ def validation(lines: list[dict[str, Any]]) -> str:
     return f"step {last['step']:,}: " + ", ".join(f"{name} {last[f'eval_{name}']:.4f}" for name in names)
 
 
-def starts(sessions: list[dict[str, Any]]) -> str:
-    """How often the run was started, from which steps, and the time between its parts where it is known."""
-    text = f"{len(sessions)} (from step {', '.join(str(session['from_step']) for session in sessions)})"
-    pairs = list(pairwise(sessions))
-    waits = [
-        datetime.fromisoformat(after["started"]) - datetime.fromisoformat(before["ended"])
-        for before, after in pairs
-        if "ended" in before
-    ]
-    if waits:
-        text += f"; saved and stopped {len(waits)} time(s), {duration(sum(waits, timedelta()))} between"
-    if len(waits) < len(pairs):
-        text += f"; broken off {len(pairs) - len(waits)} time(s)"
-    return text
-
-
 def checkpoint(output_dir: Path, at: datetime) -> str:
     """The checkpoint that the run would go on from, and those that are damaged."""
     newest, passed_over = newest_whole_checkpoint(output_dir)
     text = "none yet"
     if newest is not None:
         age = at - datetime.fromtimestamp(newest.stat().st_mtime, timezone.utc)
-        text = f"step {step_of(newest):,}, {duration(age)} ago"
+        text = f"step {step_of(newest):,}, {duration(age.total_seconds())} ago"
     return text + "".join(f"\n{'':14}{line}" for line in passed_over)
-
-
-def duration(length: timedelta) -> str:
-    """Two units are enough: 3 d 4 h, 2 h 5 min, 40 s."""
-    seconds = int(length.total_seconds())
-    for unit, larger, smaller, name in (("d", 86400, 3600, "h"), ("h", 3600, 60, "min"), ("min", 60, 1, "s")):
-        if seconds >= larger:
-            return f"{seconds // larger} {unit} {seconds % larger // smaller} {name}"
-    return f"{max(seconds, 0)} s"
 
 
 if __name__ == "__main__":

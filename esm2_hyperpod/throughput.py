@@ -118,6 +118,7 @@ class Meter:
             figures["mfu"] = figures["tflops_per_device"] / self._peak
         if self._device.type == "cuda":
             figures["peak_memory_gb"] = torch.cuda.max_memory_allocated(self._device) / 1e9
+        figures["data_wait_seconds"] = self._waited
         figures["data_wait_share"] = self._waited / seconds
         figures["eta_seconds"] = steps_left * seconds / max(1, self._steps)
         self.restart()

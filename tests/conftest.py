@@ -1,5 +1,6 @@
 """What the tests share: the repository's root, a way to run its commands, and the optional real data."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ ROOT = Path(__file__).parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may depend on a network
+# Tiny models gain nothing from threads, which lose much to each other where the machine is busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def run(*command: object, check: bool = True, timeout: float = 600, **environment: str):
@@ -29,6 +32,30 @@ def run(*command: object, check: bool = True, timeout: float = 600, **environmen
     if check and result.returncode:
         pytest.fail(f"{' '.join(words)}\nexit {result.returncode}\n{result.stdout}\n{result.stderr}")
     return result
+
+
+RUN_EACH = """
+import contextlib, io, json, runpy, sys
+script, commands = sys.argv[1], json.loads(sys.argv[2])
+results = []
+for arguments in commands:
+    sys.argv, code, errors = [script, *arguments], 0, io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+    if isinstance(code, str):  # as the interpreter does
+        code, errors = 1, io.StringIO(code)
+    results.append((code, errors.getvalue()))
+print(json.dumps(results))
+"""
+
+
+def run_each(script: str, commands: list[list[str]], **environment: str) -> list[tuple[int, str]]:
+    """Exit code and stderr of a script run with each list of arguments, in one process: imports take long."""
+    out = run(sys.executable, "-c", RUN_EACH, script, json.dumps(commands), **environment).stdout
+    return [(code or 0, errors) for code, errors in json.loads(out.splitlines()[-1])]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 from conftest import ROOT
 
-from esm2_hyperpod.run_report import read_metrics
+from esm2_hyperpod.run_record import read_metrics
 
 
 class LocalSlurm:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import ROOT, run, run_each
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from esm2_hyperpod.artifacts import only_writer
@@ -111,6 +111,17 @@ def test_killed_and_started_again_repeats_every_digit(tokenized, tmp_path, fsdp)
     assert "going on from" in log
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
 
+    whole, killed = (
+        json.loads((tmp_path / name / "run_report.json").read_text()) for name in ("whole", "killed")
+    )
+    assert whole["failures"] == {"starts": 1, "stopped_early": 0, "broken_off": 0, "steps_done_twice": 0}
+    broken, last = json.loads((tmp_path / "killed" / "run.json").read_text())["sessions"]
+    assert broken["broken_off"] and 4 <= broken["reached_step"] < 8 and last["reached_step"] == 8
+    twice = broken["reached_step"] - last["from_step"]
+    assert killed["failures"] == {"starts": 2, "stopped_early": 0, "broken_off": 1, "steps_done_twice": twice}
+    assert killed["residues_seen"] == whole["residues_seen"] > 0
+    assert (tmp_path / "killed" / "run_report.md").read_text() in log
+
 
 def test_workers_end_with_their_launcher_and_have_saved(tokenized, undisturbed, tmp_path):
     process = start(tokenized, tmp_path, processes=2)
@@ -148,7 +159,7 @@ def test_time_limit_and_stop_after_steps_change_nothing_but_the_stops(tokenized,
     assert result.returncode == 75 and "--max_minutes" in result.stdout
     assert (tmp_path / "checkpoint-1").is_dir()
     train(tokenized, tmp_path, "--stop_after_steps", "4")
-    assert "finished already" in train(tokenized, tmp_path, "--stop_after_steps", "4").stdout
+    assert not list(tmp_path.glob("checkpoint-[5-8]"))
     train(tokenized, tmp_path)
     assert metrics(tmp_path) == metrics(undisturbed)
 
@@ -216,25 +227,26 @@ def test_a_folder_belongs_to_one_run(tokenized, undisturbed):
     assert second.returncode == 1 and "another process is writing there" in second.stderr
 
 
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        ("--global_batch_tokens 2000", "the nearest that do: 1,536 or 2,048"),
-        ("--tokens_per_device 500", "must be a multiple of 64"),
-        ("--max_seq_length 4096", "must lie between 3 and --tokens_per_device 512"),
-        ("--model_size 7B", "not one of tiny, 8M"),
-        ("--model_name_or_path ./nowhere", "no model there"),
-        ("--fp16 true", "use --precision"),
-        ("--gradient_accumulation_steps 4", "use --global_batch_tokens"),
-        ("--dataset_dir /nowhere", "make it with: python 1.tokenize_uniref_csv.py"),
-        ("--mask_replace letters", "invalid choice"),
-        ("--tokens_per_devise 512", "unknown: --tokens_per_devise"),
-    ],
-)
-def test_wrong_flags_get_one_clear_line(tokenized, tmp_path, flags, message):
-    result = run("train.py", "--dataset_dir", tokenized, "--output_dir", tmp_path, *SMALL, *flags.split(),
-                 check=False, **CPU)  # fmt: skip
-    assert result.returncode != 0 and message in result.stderr
+WRONG = {
+    "--global_batch_tokens 2000": "the nearest that do: 1,536 or 2,048",
+    "--tokens_per_device 500": "must be a multiple of 64",
+    "--max_seq_length 4096": "must lie between 3 and --tokens_per_device 512",
+    "--model_size 7B": "not one of tiny, 8M",
+    "--model_name_or_path ./nowhere": "no model there",
+    "--fp16 true": "use --precision",
+    "--gradient_accumulation_steps 4": "use --global_batch_tokens",
+    "--dataset_dir /nowhere": "make it with: python 1.tokenize_uniref_csv.py",
+    "--mask_replace letters": "invalid choice",
+    "--tokens_per_devise 512": "unknown: --tokens_per_devise",
+}
+
+
+def test_wrong_flags_get_one_clear_line(tokenized, tmp_path):
+    places = ["--dataset_dir", str(tokenized), "--output_dir", str(tmp_path)]
+    results = run_each("train.py", [[*places, *SMALL, *flags.split()] for flags in WRONG], **CPU)
+    for (flags, message), (code, errors) in zip(WRONG.items(), results, strict=True):
+        assert code and message in errors, (flags, errors)
+        assert errors.rstrip().count("\n") == 0 or "usage: " in errors, errors
     assert not list(tmp_path.glob("checkpoint-*"))
 
 

@@ -9,8 +9,19 @@ from pathlib import Path
 import pytest
 from conftest import run
 
-from esm2_hyperpod import run_report
+from esm2_hyperpod import run_record
 from esm2_hyperpod.artifacts import write_json_atomically
+
+NODES = {"nodes": 2, "processes": 4}
+SESSIONS = [
+    {"started": "2030-01-01T09:00:00+00:00", "from_step": 0, "ended": "2030-01-01T10:00:00+00:00",
+     "reached_step": 40, **NODES},
+    {"started": "2030-01-01T10:07:30+00:00", "from_step": 40, "saved_at": "2030-01-01T10:00:00+00:00",
+     "ended": "2030-01-01T10:27:30+00:00", "reached_step": 47, "broken_off": True, **NODES},
+    {"started": "2030-01-01T10:37:30+00:00", "from_step": 40, "saved_at": "2030-01-01T10:00:00+00:00",
+     "ended": "2030-01-01T10:47:30+00:00", "reached_step": 50, **NODES},
+]  # fmt: skip
+"""An early stop; a start that broke off after 20 minutes, before its first checkpoint; a last one."""
 
 
 def status(*folders: Path, check: bool = True):
@@ -22,11 +33,12 @@ def output(tmp_path) -> Path:
     """A run of 100 steps, now at step 40, with one checkpoint."""
     folder = tmp_path / "runs" / "ddp"
     folder.mkdir(parents=True)
-    run_report.begin_run(folder, {"max_steps": 100}, {"processes": 2}, 0)
+    run_record.begin_run(folder, {"max_steps": 100}, {"processes": 2}, 0)
     for step in range(10, 50, 10):
         line = {"step": step, "loss": 3 - step / 100, "residues_per_second": 1000.0 + step, "mfu": 0.4}
-        run_report.append_metrics(folder, {**line, "eta_seconds": 3700.0})
-    run_report.append_metrics(folder, {"step": 40, "eval_loss": 2.5, "eval_perplexity": 12.1825})
+        line |= {"padding_share": 0.0, "data_wait_share": 0.0}
+        run_record.append_metrics(folder, {**line, "eta_seconds": 3700.0})
+    run_record.append_metrics(folder, {"step": 40, "eval_loss": 2.5, "eval_perplexity": 12.1825})
     write_checkpoint(folder, 40)
     return folder
 
@@ -46,26 +58,44 @@ def test_running(output):
     assert "1,025 residues/s, MFU 40.0%" in text
     assert "2.9000 █▆▃▁ 2.6000" in text
     assert "step 40: loss 2.5000, perplexity 12.1825" in text
-    assert "1 (from step 0)" in text
+    assert "from step 0; interruptions: none" in text
     assert "checkpoint  step 40, " in text
 
 
 def test_interruptions_and_damaged_checkpoint(output):
-    run_report.end_run(output, run_report.CONTINUED, steps=40)
+    run_record.end_run(output, run_record.CONTINUED, steps=40)
     record = json.loads((output / "run.json").read_text())
-    record["sessions"][0] |= {"ended": "2030-01-01T10:00:00+00:00"}
-    record["sessions"].append({"started": "2030-01-01T10:07:30+00:00", "from_step": 40})
-    record["sessions"].append({"started": "2030-01-01T11:00:00+00:00", "from_step": 40})
+    record["sessions"] = SESSIONS
     write_json_atomically(output / "run.json", record)
     (write_checkpoint(output, 50) / "model.safetensors").write_bytes(b"torn")
     text = status(output).stdout
     assert text.startswith(f"{output}: to be continued\n")
     assert "to go" not in text
-    assert (
-        "3 (from step 0, 40, 40); saved and stopped 1 time(s), 7 min 30 s between; broken off 1 time(s)"
-        in text
-    )
+    assert "from step 0, 40, 40; interruptions: 3 starts: went on 1 time(s) after an early stop, " in text
+    assert "1 time(s) after breaking off; 17 min 30 s between; 7 steps (20 min 0 s) done twice" in text
     assert "step 40, " in text and "checkpoint-50: passed over, model.safetensors has 4 bytes of 7" in text
+
+
+def test_report_in_words_and_figures(output):
+    record = json.loads((output / "run.json").read_text())
+    write_json_atomically(output / "run.json", {**record, "status": "finished", "sessions": SESSIONS})
+    text = run(
+        sys.executable, "-m", "esm2_hyperpod.run_report", output, "--dollars_per_node_hour", "5"
+    ).stdout
+    assert text == (output / "run_report.md").read_text() + "\n"
+    assert "| status | finished, 40 steps |" in text and "2 node(s), 4 process(es)" in text
+    assert "1 h 47 min from 2030-01-01T09:00:00+00:00 to 2030-01-01T10:47:30+00:00; 65.1% of it" in text
+    assert "| cost | 3.00 node-hours at 5 dollars = 15.00 dollars |" in text
+    assert "| training loss | 2.9000 █▆▃▁ 2.6000 |" in text
+    figures = json.loads((output / "run_report.json").read_text())
+    assert figures["seconds"] == {"in_all": 6450, "running": 5400, "waiting": 1050, "lost": 1200}
+    assert figures["failures"] == {
+        "starts": 3,
+        "stopped_early": 1,
+        "broken_off": 1,
+        "steps_done_twice": 7,
+    }
+    assert figures["loss_curve"][0] == [10, 2.9]
 
 
 def test_silent_run_is_not_called_running(output):
@@ -79,7 +109,7 @@ def test_all_runs_below_a_folder(output):
     just_begun, damaged = output.parent / "fsdp", output.parent / "localization"
     for folder in (just_begun, damaged):
         folder.mkdir()
-    run_report.begin_run(just_begun, {"max_steps": 8}, {}, 0)
+    run_record.begin_run(just_begun, {"max_steps": 8}, {}, 0)
     (damaged / "run.json").write_text('{"status": "run')
     text = status(output.parent).stdout
     assert [line for line in text.splitlines() if line and not line.startswith(" ")] == [

@@ -18,7 +18,7 @@ from conftest import run
 from local_slurm import LocalSlurm
 
 from esm2_hyperpod.checkpoints import list_checkpoints
-from esm2_hyperpod.run_report import read_metrics, read_run
+from esm2_hyperpod.run_record import read_metrics, read_run
 
 WRAPPERS = {"ddp": "2.train_ddp.sh", "fsdp": "3.train_fsdp.sh"}
 STEPS, SAVE_STEPS = 12, 4
@@ -145,7 +145,7 @@ def test_scancel_signal_term(slurm, undisturbed):
 
 
 STOPS = [
-    ("fsdp", (5,)),
+    ("ddp", (5,)),
     pytest.param("fsdp", (3, 7), marks=on_demand),
     pytest.param("ddp", (3, 7), marks=on_demand),
 ]
