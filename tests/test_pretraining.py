@@ -1,5 +1,6 @@
 """train.py through its launchers: the same run on any number of processes, interrupted or not."""
 
+import functools
 import json
 import os
 import re
@@ -55,21 +56,35 @@ def undisturbed(tokenized, tmp_path_factory) -> Path:
     return output
 
 
+@pytest.fixture(scope="module")
+def undisturbed_by(tokenized, tmp_path_factory):
+    """The output folder and the log of the same run on several processes, made when first asked for."""
+
+    @functools.cache
+    def divided(processes: int, fsdp: bool) -> tuple[Path, str]:
+        output = tmp_path_factory.mktemp("divided")
+        return output, train(tokenized, output, processes=processes, fsdp=fsdp).stdout
+
+    return divided
+
+
 @pytest.mark.parametrize("processes, fsdp", [(2, False), (4, False), (2, True)])
-def test_losses_do_not_depend_on_how_the_work_is_divided(tokenized, undisturbed, tmp_path, processes, fsdp):
-    log = train(tokenized, tmp_path, processes=processes, fsdp=fsdp).stdout
-    assert_close(metrics(tmp_path), metrics(undisturbed))
+def test_losses_do_not_depend_on_how_the_work_is_divided(undisturbed, undisturbed_by, processes, fsdp):
+    output, log = undisturbed_by(processes, fsdp)
+    assert_close(metrics(output), metrics(undisturbed))
     if fsdp:  # the run says what its parameters are: half of each is here
         here, whole = re.search(r"FSDP2: .* is \[(\d+), \d+\] here of \[(\d+), \d+\]", log).groups()
         assert int(whole) == processes * int(here)
-        assert list(tmp_path.glob("checkpoint-*/pytorch_model_fsdp_0/*.distcp"))
+        assert list(output.glob("checkpoint-*/pytorch_model_fsdp_0/*.distcp"))
     else:
         assert "DDP: each process holds all parameters" in log
 
 
-def test_data_workers_change_nothing(tokenized, undisturbed, tmp_path):
-    train(tokenized, tmp_path, "--dataloader_num_workers", "2")
+def test_data_workers_and_checkpoints_by_the_minute_change_nothing(tokenized, undisturbed, tmp_path):
+    saving = ("--save_steps", "100", "--save_minutes", "0.0001", "--save_total_limit", "9")
+    train(tokenized, tmp_path, "--dataloader_num_workers", "2", *saving)
     assert metrics(tmp_path) == metrics(undisturbed)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} >= {"checkpoint-2", "checkpoint-5"}
 
 
 def start(dataset: Path, output: Path, processes: int = 1, fsdp: bool = False) -> subprocess.Popen:
@@ -102,25 +117,23 @@ def kill_all(process: subprocess.Popen) -> None:
 
 
 @pytest.mark.parametrize("fsdp", [False, True])
-def test_killed_and_started_again_repeats_every_digit(tokenized, tmp_path, fsdp):
-    train(tokenized, tmp_path / "whole", processes=2, fsdp=fsdp)
-    process = start(tokenized, tmp_path / "killed", processes=2, fsdp=fsdp)
-    wait_for_step(process, tmp_path / "killed", 4)
+def test_killed_and_started_again_repeats_every_digit(tokenized, undisturbed_by, tmp_path, fsdp):
+    process = start(tokenized, tmp_path, processes=2, fsdp=fsdp)
+    wait_for_step(process, tmp_path, 4)
     kill_all(process)
-    log = train(tokenized, tmp_path / "killed", processes=2, fsdp=fsdp).stdout
+    log = train(tokenized, tmp_path, processes=2, fsdp=fsdp).stdout
     assert "going on from" in log
-    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    whole, _ = undisturbed_by(2, fsdp)
+    assert metrics(tmp_path) == metrics(whole)
 
-    whole, killed = (
-        json.loads((tmp_path / name / "run_report.json").read_text()) for name in ("whole", "killed")
-    )
-    assert whole["failures"] == {"starts": 1, "stopped_early": 0, "broken_off": 0, "steps_done_twice": 0}
-    broken, last = json.loads((tmp_path / "killed" / "run.json").read_text())["sessions"]
+    broken, last = json.loads((tmp_path / "run.json").read_text())["sessions"]
     assert broken["broken_off"] and 4 <= broken["reached_step"] < 8 and last["reached_step"] == 8
     twice = broken["reached_step"] - last["from_step"]
-    assert killed["failures"] == {"starts": 2, "stopped_early": 0, "broken_off": 1, "steps_done_twice": twice}
-    assert killed["residues_seen"] == whole["residues_seen"] > 0
-    assert (tmp_path / "killed" / "run_report.md").read_text() in log
+    expected, report = (json.loads((folder / "run_report.json").read_text()) for folder in (whole, tmp_path))
+    failures = {"starts": 2, "stopped_early": 0, "broken_off": 1, "steps_done_twice": twice}
+    assert report["failures"] == failures
+    assert report["residues_seen"] == expected["residues_seen"] > 0
+    assert (tmp_path / "run_report.md").read_text() in log
 
 
 def test_workers_end_with_their_launcher_and_have_saved(tokenized, undisturbed, tmp_path):
