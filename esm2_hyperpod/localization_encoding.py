@@ -1,6 +1,7 @@
 """Proteins as the classifier reads them: cropped, encoded, padded into batches."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ from esm2_hyperpod.localization_data import Protein
 from esm2_hyperpod.localization_model import Settings
 
 CROPS = ("ends", "start", "end")
+Residues = TypeVar("Residues", str, list)
 
 
-def crop(sequence: str, max_seq_length: int, how: str) -> str:
+def crop(sequence: Residues, max_seq_length: int, how: str) -> Residues:
     """At most `max_seq_length` - 2 residues (room for `<cls>` and `<eos>`): both ends, the start or the end.
 
     Sorting signals sit at both termini, so `ends` keeps half of the residues from each and drops the middle,

@@ -24,7 +24,8 @@ from esm2_hyperpod.localization_metrics import decide, probabilities
 from esm2_hyperpod.localization_model import SETTINGS, Settings
 
 CHUNK = 1_024  # proteins that are sorted by length together, and written together
-BATCH_TOKENS = {"cpu": 4_096, "cuda": 32_768}  # padding included; a longer protein is a batch of its own
+BATCH_TOKENS = {"cpu": 4_096, "cuda": 16_384}
+"""Padding included; a longer protein is a batch of its own. Beside 15B's weights, 24 GB hold no more."""
 
 
 def rank() -> int:
@@ -75,7 +76,7 @@ def already_predicted(fasta: Path, output: Path, weights: Path) -> bool:
     """
     if not fasta.is_file():
         raise UserError(f"--predict_file {fasta}: no such file")
-    return output.is_file() and _holds(output.with_suffix(".json"), _asked(fasta, weights))
+    return output.is_file() and holds(output.with_suffix(".json"), identity(fasta, weights))
 
 
 def predict_file(
@@ -96,11 +97,11 @@ def predict_file(
     Raises `UserError` if `fasta` is no FASTA file.
     """
     partial = output.with_name(output.name + ".partial")
-    done = _shared(_resume(partial, _asked(fasta, weights), settings) if rank() == 0 else None)
+    done = _shared(_resume(partial, identity(fasta, weights), settings) if rank() == 0 else None)
     records = itertools.islice(read_records(fasta), done, None)
     bar = tqdm(initial=done, unit=" proteins", desc=f"predicting {fasta.name}", disable=rank() > 0)
     for chunk in _chunks(records):
-        sequences = ["".join(record.sequence.split()).upper().rstrip("*") for record in chunk]
+        sequences = [residues_of(record) for record in chunk]
         ids = [encode(crop(text, settings.max_seq_length, settings.crop).encode()) for text in sequences]
         rows = probabilities(predict_logits(model, ids), settings.temperature, settings.multi_label)
         if rank() == 0:
@@ -118,14 +119,19 @@ def predict_file(
     return done
 
 
-def _asked(fasta: Path, weights: Path) -> dict:
-    """What a predictions file depends on."""
+def identity(fasta: Path, weights: Path) -> dict:
+    """What predictions depend on: the FASTA file, and the model in the folder `weights`."""
     facts = fasta.stat()
     digest = hashlib.sha256()
     for path in [*sorted(weights.glob("*.safetensors")), weights / SETTINGS]:
         digest.update(path.read_bytes())
     file = {"path": str(fasta.resolve()), "bytes": facts.st_size, "modified_ns": facts.st_mtime_ns}
     return {"file": file, "model": digest.hexdigest()}
+
+
+def residues_of(record: Record) -> str:
+    """A record's sequence as the model reads it: upper case, no blanks, no stop codon at the end."""
+    return "".join(record.sequence.split()).upper().rstrip("*")
 
 
 def csv_header(settings: Settings) -> list[str]:
@@ -153,7 +159,7 @@ def _csv_rows(chunk: Sequence[Record], sequences: Sequence[str], rows: np.ndarra
 
 def _resume(partial: Path, asked: dict, settings: Settings) -> int:
     """Prepare `partial`; the number of proteins it already holds in whole chunks."""
-    if partial.is_file() and _holds(_progress_file(partial), asked):
+    if partial.is_file() and holds(_progress_file(partial), asked):
         kept = _keep_whole_chunks(partial)
         if kept:
             return kept
@@ -165,7 +171,8 @@ def _resume(partial: Path, asked: dict, settings: Settings) -> int:
     return 0
 
 
-def _holds(path: Path, asked: dict) -> bool:
+def holds(path: Path, asked: dict) -> bool:
+    """Whether a JSON file says just what was asked."""
     try:
         return json.loads(path.read_text(encoding="utf-8")) == asked
     except (OSError, ValueError):

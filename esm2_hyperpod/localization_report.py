@@ -109,7 +109,8 @@ def draw_confusion_matrix(path: Path, confusion: np.ndarray, labels: list[str], 
     """A picture of the confusion matrix: counts, coloured by the share of the true label."""
     from sklearn.metrics import ConfusionMatrixDisplay
 
-    figure, axes = _figure(3 + 0.6 * len(labels))
+    size = 3 + 0.6 * len(labels)
+    figure, (axes,) = new_figure(size, size)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     display = ConfusionMatrixDisplay(shares, display_labels=labels)
     display.plot(
@@ -121,12 +122,12 @@ def draw_confusion_matrix(path: Path, confusion: np.ndarray, labels: list[str], 
             column, row, confusion[row, column], ha="center", va="center", color="white" if dark else "black"
         )
     axes.set(title=title, xlabel="predicted", ylabel="true")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_reliability(path: Path, bins: dict[str, list[tuple[int, float, float]]], title: str) -> None:
     """Share of correct predictions against the probability they were given, with and without calibration."""
-    figure, axes = _figure(5)
+    figure, (axes,) = new_figure(5, 5)
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfectly calibrated")
     for name, points in bins.items():
         axes.plot([given for _, given, _ in points], [share for _, _, share in points], "o-", label=name)
@@ -134,19 +135,22 @@ def draw_reliability(path: Path, bins: dict[str, list[tuple[int, float, float]]]
         title=title, xlabel="probability of the prediction", ylabel="share correct", xlim=(0, 1), ylim=(0, 1)
     )
     axes.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(size: float):
+def new_figure(width: float, height: float, panels: int = 1):
+    """A figure of so many inches and its panels, one above the other, as an array."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    return pyplot.subplots(figsize=(size, size), layout="constrained")
+    figure, axes = pyplot.subplots(panels, figsize=(width, height), layout="constrained", squeeze=False)
+    return figure, axes[:, 0]
 
 
-def _save(figure, path: Path) -> None:
+def save_figure(figure, path: Path) -> None:
+    """Write the figure as PNG, whole or not at all, and let go of it."""
     from matplotlib import pyplot
 
     temporary = path.with_name(f".{path.name}.tmp")
