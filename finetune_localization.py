@@ -4,12 +4,13 @@
         --output_dir runs/localization
     python finetune_localization.py --model_name_or_path runs/localization/adapter \
         --predict_file new.fasta.gz --output_dir runs/new
+    python finetune_localization.py --model_name_or_path facebook/esm2_t36_3B_UR50D --estimate_memory
     torchrun --nproc_per_node 8 finetune_localization.py ...                (4.finetune_qlora.sh does this)
 
 Writes to --output_dir: splits/, checkpoint-N/, adapter/ (model/ for --tuning head and full), metrics.json,
-report.md, confusion_matrix.png, reliability.png, test_predictions.csv, predictions.csv, metrics.jsonl,
-run.json, run_report.md. The same command again goes on from the newest whole checkpoint. Exit code 75:
-saved, to be continued.
+report.md, confusion_matrix.png, reliability.png, test_predictions.csv, predictions.csv, attributions.csv and
+attributions.png (--explain), metrics.jsonl, run.json, run_report.md. The same command again goes on from the
+newest whole checkpoint. Exit code 75: saved, to be continued.
 """
 
 import resource
@@ -21,11 +22,12 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 
-from esm2_hyperpod import run_record
+from esm2_hyperpod import localization_memory, run_record
 from esm2_hyperpod.artifacts import MANIFEST, check_same_options, only_writer, package_versions, read_manifest
 from esm2_hyperpod.command_line import parse
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.localization_arguments import FinetuningArguments
+from esm2_hyperpod.localization_attribution import already_explained, explain_file
 from esm2_hyperpod.localization_data import read_hub_dataset, read_proteins
 from esm2_hyperpod.localization_encoding import EncodedProteins
 from esm2_hyperpod.localization_merge import merge_adapter
@@ -48,6 +50,7 @@ from esm2_hyperpod.localization_training import (
     balanced_weights,
     plan_batches,
 )
+from esm2_hyperpod.model import find_size
 from esm2_hyperpod.run_report import write_report
 from esm2_hyperpod.stopping import StopRequests, end_with_launcher, leave
 from esm2_hyperpod.throughput import device_name
@@ -56,6 +59,9 @@ from esm2_hyperpod.throughput import device_name
 def main() -> int | None:
     end_with_launcher()
     (args,) = parse(FinetuningArguments)
+    if args.estimate_memory:
+        print(localization_memory.describe(args.model_name_or_path, memory_plan(args)))
+        return None
     if args.n_gpu > 1:
         raise UserError(
             f"{args.n_gpu} GPUs but one process: bash 4.finetune_qlora.sh uses all, "
@@ -65,6 +71,27 @@ def main() -> int | None:
         exit_code = run(args)
     PartialState().destroy_process_group()
     return exit_code
+
+
+def memory_plan(args: FinetuningArguments) -> localization_memory.Plan:
+    """What --estimate_memory is about: the largest micro-batch, in bf16 unless --precision fp32."""
+    base = args.model_name_or_path
+    if is_tuned(base):
+        adapter = read_adapter_settings(Path(base))
+        base, args.tuning, args.pooling = adapter.base, adapter.tuning, adapter.pooling
+    most = args.per_device_train_batch_size
+    batches = plan_batches(args.global_batch_size, args.global_batch_size, most, args.world_size)
+    return localization_memory.Plan(
+        find_size(base),
+        args.tuning,
+        args.pooling,
+        args.lora_rank,
+        args.lora_targets,
+        batches.micro_batch,
+        args.max_seq_length,
+        half=args.precision != "fp32",
+        checkpointing=args.gradient_checkpointing,
+    )
 
 
 def run(args: FinetuningArguments) -> int | None:
@@ -228,17 +255,30 @@ def facts(args: FinetuningArguments) -> dict:
 
 
 def predict(args: FinetuningArguments, tuned: Path, stop: StopRequests) -> int | None:
-    """Predict every protein of --predict_file with the tuned model in `tuned`."""
-    fasta, output = Path(args.predict_file), Path(args.output_dir) / "predictions.csv"
-    message = f"{output}: finished already"
-    if not already_predicted(fasta, output, weights=tuned):
+    """Predict every protein of --predict_file with the model in `tuned`; explain the first --explain."""
+    fasta, output_dir, is_main = Path(args.predict_file), Path(args.output_dir), args.process_index == 0
+    predictions, attributions = output_dir / "predictions.csv", output_dir / "attributions.csv"
+    predicted = already_predicted(fasta, predictions, weights=tuned)
+    explained = not args.explain or already_explained(fasta, attributions, tuned, args.explain)
+    messages = [f"{predictions}: finished already"] if predicted else []
+    if not (predicted and explained):
         model, settings = load_tuned(tuned, args.device)
-        count = predict_file(model, settings, fasta, output, tuned, lambda: stop.reason is not None)
+    if not predicted:
+        count = predict_file(model, settings, fasta, predictions, tuned, lambda: stop.reason is not None)
         if count is None:
             return leave(stop)
-        message = f"{output}: {count:,} proteins"
-    if args.process_index == 0:
-        print(message, flush=True)
+        messages.append(f"{predictions}: {count:,} proteins")
+    if explained and args.explain:
+        messages.append(f"{attributions}: finished already")
+    if not explained and is_main:
+        words = (model, settings, fasta, attributions, tuned, args.explain)
+        found = explain_file(*words, lambda: stop.reason is not None)
+        if found is None:
+            return leave(stop)
+        gap = max((abs(one.gap) for one in found), default=0.0)
+        messages.append(f"{attributions}: {len(found):,} predictions explained, each to {gap:.3f} logits")
+    if is_main:
+        print("\n".join(messages), flush=True)
     return None
 
 

@@ -30,6 +30,8 @@ class FinetuningArguments(TrainingArguments):
     )
     split: str = option("similarity", "How absent splits are split off: similarity or random.", METHODS)
     predict_file: str | None = option(None, "With --do_predict: FASTA, predicted into predictions.csv.")
+    explain: int = option(0, "With --predict_file: residue attributions of its first so many proteins.")
+    estimate_memory: bool = option(False, "Print the memory that training takes on a 24 GB GPU, and end.")
     merge_adapter: bool = option(False, "Also write merged/, a plain model that needs no peft.")
     max_seq_length: int = option(1024, "Tokens, <cls> and <eos> included; longer proteins are cropped.")
     crop: str = option("ends", "What a long protein keeps: both ends, its start or its end.", CROPS)
@@ -63,19 +65,10 @@ class FinetuningArguments(TrainingArguments):
 
     def __post_init__(self):
         self._refuse_what_does_not_apply()
-        if not self.output_dir or not self.model_name_or_path:
-            raise UserError(
-                "--output_dir and --model_name_or_path are needed; "
-                "see: python finetune_localization.py --help"
-            )
-        if self.train_file and self.dataset_name:
-            raise UserError("--train_file and --dataset_name: give one of them")
-        if self.do_predict and not self.predict_file:
-            raise UserError("--do_predict: give the proteins with --predict_file FASTA")
-        if not (self.train_file or self.dataset_name or self.predict_file or self.merge_adapter):
-            raise UserError(
-                "nothing to do: give --train_file (labelled proteins) or --predict_file (proteins to predict)"
-            )
+        if not self.estimate_memory:
+            self._refuse_what_is_no_task()
+        if not self.model_name_or_path:
+            raise UserError("--model_name_or_path is needed; see: python finetune_localization.py --help")
         self.do_predict = self.predict_file is not None
         if self.max_seq_length < 4:
             raise UserError(f"--max_seq_length {self.max_seq_length}: must be at least 4")
@@ -112,6 +105,25 @@ class FinetuningArguments(TrainingArguments):
         """The options that the splits depend on."""
         names = "train_file validation_file test_file dataset_name split seed"
         return {name: getattr(self, name) for name in names.split()}
+
+    def _refuse_what_is_no_task(self) -> None:
+        if not self.output_dir or not self.model_name_or_path:
+            raise UserError(
+                "--output_dir and --model_name_or_path are needed; "
+                "see: python finetune_localization.py --help"
+            )
+        if self.train_file and self.dataset_name:
+            raise UserError("--train_file and --dataset_name: give one of them")
+        if self.do_predict and not self.predict_file:
+            raise UserError("--do_predict: give the proteins with --predict_file FASTA")
+        if self.explain and not self.predict_file:
+            raise UserError("--explain: give the proteins with --predict_file FASTA")
+        if self.explain < 0:
+            raise UserError(f"--explain {self.explain}: must be a number of proteins, 0 or more")
+        if not (self.train_file or self.dataset_name or self.predict_file or self.merge_adapter):
+            raise UserError(
+                "nothing to do: give --train_file (labelled proteins) or --predict_file (proteins to predict)"
+            )
 
     def _refuse_what_does_not_apply(self) -> None:
         instead = {

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoConfig, BitsAndBytesConfig, EsmForSequenceClassification
@@ -184,6 +185,10 @@ def load_base(settings: Settings, device: torch.device) -> EsmForSequenceClassif
             f"--model_name_or_path {settings.base}: {len(unfit)} of its weights are missing or of the wrong "
             f"size ({min(unfit)}); give the folder of a whole ESM-2 model"
         )
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # An evaluation would else leave the weights in a layout whose kernel passes no gradient on.
+            module.support_avx512bf16_for_cpu = False
     return model
 
 

@@ -1,5 +1,7 @@
 """ESM-2's sizes; building one from scratch; loading one from a folder or the hub."""
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,3 +67,23 @@ def check_model_folder(name_or_path: str) -> None:
             f"{name_or_path}: no model there (no config.json); "
             "give a final_model/ folder or a name such as facebook/esm2_t6_8M_UR50D"
         )
+
+
+def find_size(name_or_path: str) -> Size:
+    """The size of a model folder, by its config, or of facebook/esm2_*, by its name; fetches nothing.
+
+    Raises `UserError` if it is neither.
+    """
+    check_model_folder(name_or_path)
+    config = Path(name_or_path) / "config.json"
+    try:
+        if config.is_file():
+            read = json.loads(config.read_text(encoding="utf-8"))
+            return Size(read["num_hidden_layers"], read["hidden_size"], read["num_attention_heads"])
+        name = re.fullmatch(r"facebook/esm2_t\d+_(\w+)_UR50D", name_or_path)
+        return SIZES[name.group(1)]
+    except (ValueError, KeyError, AttributeError):
+        raise UserError(
+            f"{name_or_path}: of unknown size; give a model folder or facebook/esm2_t6_8M_UR50D, "
+            "t12_35M, t30_150M, t33_650M, t36_3B or t48_15B"
+        ) from None

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run
-from localization_example import COUNTS, write_base, write_fasta, write_labelled
+from localization_example import COUNTS, FAVOURITES, write_base, write_fasta, write_labelled
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -41,7 +41,7 @@ def command(example: Path, output: Path, *more: object) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(example) -> tuple[Path, str]:
     """An undisturbed run with everything it can do, and what it printed."""
-    more = ["--do_predict", "--predict_file", example / "new.fasta", "--merge_adapter"]
+    more = ["--do_predict", "--predict_file", example / "new.fasta", "--merge_adapter", "--explain", 6]
     result = run(*command(example, example / "out", *more), OMP_NUM_THREADS="1")
     return example / "out", result.stdout
 
@@ -99,11 +99,33 @@ def test_predictions_keep_the_order_of_the_file(finished):
     assert np.mean([row["label"] == expected[n % 3] for n, row in enumerate(rows)]) > 0.6
 
 
+def test_attributions_point_at_the_residues_that_make_the_label(finished):
+    output, printed = finished
+    rows = read_csv(output / "attributions.csv")
+    assert "6 predictions explained" in printed
+    assert (output / "attributions.png").read_bytes().startswith(b"\x89PNG")
+    predicted = {row["id"]: row["label"] for row in read_csv(output / "predictions.csv")}
+    assert {row["id"]: row["label"] for row in rows} == dict(list(predicted.items())[:6])
+    for label, favourites in FAVOURITES.items():
+        signal, rest = (
+            np.mean(
+                [
+                    float(row["attribution"])
+                    for row in rows
+                    if row["label"] == label and (row["residue"] in favourites) == inside
+                ]
+            )
+            for inside in (True, False)
+        )
+        assert signal > 0.02 and signal > 2 * rest, label
+
+
 def test_run_again_it_has_nothing_to_do(example, finished):
     output, _ = finished
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
-    again = run(*command(example, output, "--predict_file", example / "new.fasta"), OMP_NUM_THREADS="1")
-    assert again.stdout.count("finished already") == 2
+    more = ["--predict_file", example / "new.fasta", "--explain", 6]
+    again = run(*command(example, output, *more), OMP_NUM_THREADS="1")
+    assert again.stdout.count("finished already") == 3
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
 
 
@@ -228,6 +250,7 @@ def test_proteins_in_several_places_from_a_dataset_with_a_whole_model(example, t
 def test_an_adapter_is_trained_further(example, finished, tmp_path):
     words = ["--model_name_or_path", finished[0] / "adapter", "--output_dir", tmp_path / "out"]
     words += ["--train_file", example / "labelled.csv", *FLAGS, "--max_steps", 2, "--learning_rate", "1e-6"]
+    words += ["--gradient_checkpointing", "true"]
     run("finetune_localization.py", *words, OMP_NUM_THREADS="1")
     first, further = (
         json.loads((out / "metrics.json").read_text()) for out in (finished[0], tmp_path / "out")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
@@ -158,6 +159,14 @@ def test_four_bits_are_four_bits_in_memory(base):
     assert four_bit_weights(plain) == (0, 0)
     head = [p for n, p in quantized.named_parameters() if "classifier" in n]
     assert {p.dtype for p in head} == {torch.float32}
+
+
+def test_gradients_survive_an_evaluation_on_any_cpu(base, monkeypatch):
+    """On CPUs with AVX512-BF16, bitsandbytes repacks the weights it evaluates with, for good."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    model = build(settings_of(base, tuning="qlora"), LORA, CPU)
+    repacks = [m.support_avx512bf16_for_cpu for m in model.modules() if isinstance(m, Linear4bit)]
+    assert len(repacks) == 12 and not any(repacks)
 
 
 def test_a_checkpoint_as_facebook_publishes_it(base, tmp_path):

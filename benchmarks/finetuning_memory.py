@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""Memory of a fine-tuning step, as `--estimate_memory` says and as PyTorch takes it on the CPU.
+
+    python benchmarks/finetuning_memory.py
+
+Models with random weights make one optimizer step before the measured one. Measured are the bytes of
+parameters and 4-bit scales, of gradients and of the optimizer's state, of what autograd keeps for the
+backward pass (`torch.autograd.graph.saved_tensors_hooks`), and the most that PyTorch's CPU allocator holds
+during the step beyond what it held before (profiler). Prints Markdown.
+"""
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from torch.profiler import ProfilerActivity, profile
+from transformers import EsmForMaskedLM
+from transformers import logging as transformers_logging
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from esm2_hyperpod.localization_memory import LABELS, Plan, estimate  # noqa: E402
+from esm2_hyperpod.localization_model import Lora, Settings, build  # noqa: E402
+from esm2_hyperpod.model import SIZES, build_config  # noqa: E402
+
+STANDARD = Plan(SIZES["8M"], "qlora", "mean", 8, "all", 4, 256, False, False)
+PLANS = {
+    "8M": [
+        replace(STANDARD, **changes)
+        for changes in (
+            {},
+            {"checkpointing": True},
+            {"length": 512, "proteins": 2},
+            {"half": True},
+            {"half": True, "checkpointing": True},
+            {"lora_targets": "attention", "pooling": "cls"},
+            {"tuning": "lora"},
+            {"tuning": "lora", "half": True},
+            {"tuning": "full"},
+            {"tuning": "full", "half": True, "pooling": "attention"},
+            {"tuning": "head"},
+        )
+    ],
+    "35M": [
+        replace(STANDARD, size=SIZES["35M"], **changes)
+        for changes in ({"half": True}, {"half": True, "checkpointing": True}, {"tuning": "full"})
+    ],
+}
+
+
+def main() -> None:
+    transformers_logging.set_verbosity_error()
+    print(f"torch {torch.__version__}, CPU; MB, measured / estimated\n")
+    print(
+        "| model | tuning | pooling | proteins x tokens | precision | weights | gradients + optimizer "
+        "| kept for backward | peak of the step |"
+    )
+    print("|" + "---|" * 9)
+    for name, plans in PLANS.items():
+        for plan in plans:
+            print(row(name, plan), flush=True)
+
+
+def row(name: str, plan: Plan) -> str:
+    """A line of the table."""
+    measured, expected = measure(plan), estimate(plan)
+    pairs = [
+        (measured["weights"], expected.weights + expected.trained),
+        (measured["gradients"] + measured["optimizer"], expected.gradients + expected.optimizer),
+        (measured["activations"], expected.activations),
+        (measured["step"], expected.gradients + expected.activations + expected.working),
+    ]
+    tuning = f"{plan.tuning}{', attention only' if plan.lora_targets == 'attention' else ''}"
+    cells = [name, tuning + (", checkpointing" if plan.checkpointing else ""), plan.pooling]
+    cells += [f"{plan.proteins} x {plan.length}", "bf16" if plan.half else "fp32"]
+    amounts = [f"{got / 1e6:.1f} / {said / 1e6:.1f}" for got, said in pairs]
+    if plan.checkpointing:
+        amounts[2] = "-"  # a layer at a time is kept again during the backward pass, out of the hooks' sight
+    return "| " + " | ".join([*cells, *amounts]) + " |"
+
+
+def measure(plan: Plan) -> dict[str, int]:
+    """Bytes by part of one real training step of this plan on the CPU."""
+    with tempfile.TemporaryDirectory() as base:
+        config = build_config("tiny")
+        config.num_hidden_layers, config.hidden_size = plan.size.layers, plan.size.width
+        config.num_attention_heads, config.intermediate_size = plan.size.heads, 4 * plan.size.width
+        EsmForMaskedLM(config).save_pretrained(base)
+        labels = [str(number) for number in range(LABELS)]
+        settings = Settings(base, labels, False, plan.tuning, plan.pooling, plan.length, "ends")
+        lora = Lora(plan.lora_rank, 2 * plan.lora_rank, 0.0, plan.lora_targets)
+        model = build(settings, lora, torch.device("cpu")).train()
+    if plan.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, Linear4bit) and plan.half:
+            module.compute_dtype = torch.bfloat16  # as on a GPU that has it
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=True)
+    _step(model, plan, optimizer)
+    saved = _Saved(model)
+    with saved.counting():
+        loss = _loss(model, plan)
+    activations = saved.bytes
+    loss.backward()
+    gradients = sum(parameter.grad.nbytes for parameter in trained)
+    state = sum(
+        tensor.nbytes for slots in optimizer.state.values() for tensor in slots.values() if tensor.dim()
+    )
+    del loss, saved
+    optimizer.zero_grad()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        _step(model, plan, optimizer)
+    return {
+        "weights": sum(_bytes(parameter) for parameter in model.parameters()),
+        "gradients": gradients,
+        "optimizer": state,
+        "activations": activations,
+        "step": _peak(recorded),
+    }
+
+
+def _step(model: torch.nn.Module, plan: Plan, optimizer: torch.optim.Optimizer) -> None:
+    for _ in range(2):  # micro-batches: the second one finds gradients
+        _loss(model, plan).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _loss(model: torch.nn.Module, plan: Plan) -> torch.Tensor:
+    """Of a batch in which one protein is a token shorter, so that there is a mask to keep."""
+    ids = torch.full((plan.proteins, plan.length), 5)
+    mask = torch.ones_like(ids)
+    mask[0, -1] = 0
+    with torch.autocast("cpu", torch.bfloat16, enabled=plan.half):
+        logits = model(input_ids=ids, attention_mask=mask).logits
+    return logits.float().logsumexp(dim=-1).mean()
+
+
+class _Saved:
+    """Counts the storages that autograd keeps, those of parameters and buffers left out."""
+
+    def __init__(self, model: torch.nn.Module):
+        self._seen = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+        self._kept: list[torch.Tensor] = []
+        self.bytes = 0
+
+    def counting(self):
+        """Count what is saved inside this context."""
+        return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self._kept.append(tensor)  # alive, so that no other tensor takes its address
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+def _bytes(parameter: torch.Tensor) -> int:
+    """Of a parameter, the scales of a 4-bit one included."""
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        return parameter.nbytes
+    return parameter.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
+
+
+def _peak(recorded: profile) -> int:
+    """The highest sum of what was allocated, less what was freed, since the recording began."""
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        highest = max(highest, held)
+    return highest
+
+
+if __name__ == "__main__":
+    main()
