@@ -125,6 +125,8 @@ def _table_rows(rows: Iterable[tuple[int, dict]], source: str, unit: str) -> Ite
             labels = "|".join(place for place in DEEPLOC_2_COLUMNS if float(row.get(place) or 0) > 0)
         identifier = str(row[name]) if name and row[name] is not None else f"{unit}{number}"
         yield Protein(where, identifier, str(row[sequence] or ""), str(labels or ""))
+    if columns is None:
+        raise UserError(f"{source}: holds no row; give a table of proteins with columns sequence and label")
 
 
 def _find_columns(row: dict, source: str) -> tuple[str | None, str, str | None]:

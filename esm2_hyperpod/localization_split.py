@@ -46,12 +46,15 @@ def make_splits(given: dict[str, Iterable[Protein]], method: str, seed: int) -> 
     that cannot be used, and training rows that are held out or similar to what was split off by similarity,
     go to `rejected`.
 
-    Raises `UserError` if there are too few proteins to split.
+    Raises `UserError` if there are none, or too few proteins to split.
     """
     parts, rejected = {}, []
     for name, rows in given.items():
         parts[name], unusable = clean(rows)
         rejected += unusable
+        if not parts[name]:
+            first = f"{unusable[0].where}: {unusable[0].reason}"
+            raise UserError(f"not one {name} protein can be used; the first, {first}; mend the rows")
     origin = dict.fromkeys(given, "given")
     if "test" not in parts and any(protein.test for protein in parts["train"]):
         parts["test"], origin["test"] = [p for p in parts["train"] if p.test], "published test mark"

@@ -104,6 +104,8 @@ def test_parquet_gzip_and_dataset_folder_give_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
+        ("a.csv", b"", "holds no row"),
+        ("a.csv", b"id,sequence,label\n", "holds no row"),
         ("a.csv", b"name,seq\n1,MKV\n", "has no column sequence"),
         ("a.csv", b"sequence,place\nMKV,X\n", "has no column label"),
         ("a.csv", b'id,sequence,label\n1,"MKV,X\n', "not CSV"),
@@ -232,6 +234,12 @@ def test_training_proteins_that_are_held_out_and_unseen_labels_are_rejected():
 def test_too_few_proteins_is_one_clear_line():
     rows = labelled_families(np.random.default_rng(0), families=3)
     with pytest.raises(UserError, match="too few to split"):
+        make_splits({"train": rows}, "similarity", seed=1)
+
+
+def test_rows_of_which_none_can_be_used_are_one_clear_line():
+    rows = [Protein("x:1", "a", "", "Nucleus"), Protein("x:2", "b", "MKV", "")]
+    with pytest.raises(UserError, match="not one train protein can be used; the first, x:1: no sequence"):
         make_splits({"train": rows}, "similarity", seed=1)
 
 
