@@ -181,7 +181,7 @@ def test_time_limit(slurm, undisturbed):
     slurm.until(lambda: slurm.field(job, "Restarts") == "2", "two requeues", 300, job)
     slurm.run("scontrol", "update", f"job={job}", "TimeLimit=10")
     assert slurm.wait(job) == "COMPLETED", slurm.log(job)
-    assert "CANCELLED" not in slurm.log(job)
+    assert "DUE TO TIME LIMIT" not in slurm.log(job)
     steps = [session["from_step"] for session in read_run(output)["sessions"]]
     assert 0 == steps[0] < steps[1] < steps[2]
     print(f"\n| ddp: time limit, twice | sessions began at {steps} | {logged_losses(output)[-1][-1]!r} |")
