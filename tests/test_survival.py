@@ -171,7 +171,7 @@ def test_asked_to_stop(slurm, undisturbed, trainer, steps):
 
 
 @on_demand
-def test_time_limit(slurm, undisturbed):
+def test_time_limit(slurm):
     """Slurm's own clock: a limit of one minute, and the signal as soon as Slurm's rounding allows."""
     output = slurm.fsx / "ddp-time-limit"
     long = ["--max_steps", "400", "--save_steps", "100", "--stop_after_steps", "120"]
@@ -184,6 +184,10 @@ def test_time_limit(slurm, undisturbed):
     assert "DUE TO TIME LIMIT" not in slurm.log(job)
     steps = [session["from_step"] for session in read_run(output)["sessions"]]
     assert 0 == steps[0] < steps[1] < steps[2]
+    in_peace = slurm.fsx / "ddp-no-time-limit"
+    job = slurm.sbatch("2.train_ddp.sh", *TINY, *long, "--output_dir", str(in_peace))
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    assert logged_losses(output) == logged_losses(in_peace)
     print(f"\n| ddp: time limit, twice | sessions began at {steps} | {logged_losses(output)[-1][-1]!r} |")
 
 
