@@ -51,7 +51,6 @@ from esm2_hyperpod.localization_training import (
     plan_batches,
 )
 from esm2_hyperpod.model import find_size
-from esm2_hyperpod.run_report import write_report
 from esm2_hyperpod.stopping import StopRequests, end_with_launcher, leave
 from esm2_hyperpod.throughput import device_name
 
@@ -149,9 +148,7 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
 
     trainer.train_from(checkpoint)
     if stop.stopped:
-        if is_main:
-            run_record.end_run(output_dir, run_record.CONTINUED, steps=trainer.state.global_step)
-            trainer.say(write_report(output_dir, args.dollars_per_node_hour))
+        trainer.end_run(run_record.CONTINUED)
         return leave(stop)
 
     trainer.model.eval()
@@ -160,13 +157,9 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
         settings.calibrate(validation_logits, validation.targets)
         metrics = write_results(output_dir, splits, settings, train, test, test_logits, args.seed)
         save_tuned(trainer.model, settings, metrics, saved_in(output_dir, args.tuning))
-        steps, best = trainer.state.global_step, trainer.state.best_global_step
-        memory = peak_memory_gb(args.device)
-        run_record.end_run(
-            output_dir, run_record.FINISHED, steps=steps, best_step=best, peak_memory_gb=memory
-        )
         trainer.say((output_dir / "report.md").read_text(encoding="utf-8"))
-        trainer.say(write_report(output_dir, args.dollars_per_node_hour))
+        memory, best = peak_memory_gb(args.device), trainer.state.best_global_step
+        trainer.end_run(run_record.FINISHED, best_step=best, peak_memory_gb=memory)
         trainer.say(f"done: {saved_in(output_dir, args.tuning)}; peak memory {memory:.1f} GB")
     trainer.barrier()
     return None

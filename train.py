@@ -29,7 +29,6 @@ from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.final_model import FINAL_MODEL, save_final_model
 from esm2_hyperpod.pretraining import PretrainingTrainer, build_model, open_split
 from esm2_hyperpod.pretraining_arguments import PretrainingArguments
-from esm2_hyperpod.run_report import write_report
 from esm2_hyperpod.sharding import SaySharding, enable_fsdp_on_cpu
 from esm2_hyperpod.stopping import StopAfter, StopRequests, end_with_launcher, leave
 from esm2_hyperpod.throughput import device_name
@@ -102,25 +101,15 @@ def pretrain(args: PretrainingArguments) -> int | None:
     stop.listen()
     trainer.train_from(checkpoint)
     if stop.stopped:
-        if is_main:
-            run_record.end_run(output_dir, run_record.CONTINUED, steps=trainer.state.global_step)
-            trainer.say(write_report(output_dir, args.dollars_per_node_hour))
+        trainer.end_run(run_record.CONTINUED)
         return leave(stop)
 
     metrics = trainer.evaluate_once() if validation is not None else {}
     save_final_model(trainer.model, model.config, output_dir)
+    stopped_early = trainer.state.global_step < args.last_step
+    trainer.end_run(run_record.FINISHED, stopped_early=stopped_early, frequency_entropy=entropy, **metrics)
     if is_main:
-        steps = trainer.state.global_step
-        run_record.end_run(
-            output_dir,
-            run_record.FINISHED,
-            steps=steps,
-            stopped_early=steps < args.last_step,
-            frequency_entropy=entropy,
-            **metrics,
-        )
         shutil.rmtree(output_dir / ".plans", ignore_errors=True)
-        trainer.say(write_report(output_dir, args.dollars_per_node_hour))
         trainer.say(f"done: {output_dir / FINAL_MODEL}")
     return None
 

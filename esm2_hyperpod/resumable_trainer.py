@@ -22,9 +22,11 @@ from esm2_hyperpod.run_record import (
     append_metrics,
     beat,
     end_broken_session,
+    end_run,
     forget_metrics_after,
     modified_at,
 )
+from esm2_hyperpod.run_report import write_report
 
 disable_progress_bar()  # of every file written; the bar that counts steps is ours
 
@@ -87,6 +89,12 @@ class ResumableTrainer(Trainer):
             window = json.loads((checkpoint / WINDOW).read_text(encoding="utf-8"))
             self._window, self._residues_seen = window["losses"], window["residues_seen"]
         return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def end_run(self, status: str, **facts) -> None:
+        """Record how this start ended, with `facts`; print and write the run report. Rank 0 acts."""
+        if self.is_world_process_zero():
+            end_run(self.output_dir, status, steps=self.state.global_step, **facts)
+            self.say(write_report(self.output_dir, self.args.dollars_per_node_hour))
 
     # ---- checkpoints ---------------------------------------------------------------------------
 
