@@ -62,5 +62,5 @@ def read_records(path: Path) -> Iterator[Record]:
             else:
                 parts.append(line)
     if header is None:
-        raise UserError(f"{path}: holds no FASTA record")
+        raise UserError(f"{path}: holds no FASTA record; is it the right file?")
     yield Record(header, "".join(parts), start)

@@ -108,7 +108,8 @@ def _read_parquet(path: Path) -> Iterator[Protein]:
     try:
         rows = parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise UserError(f"{path}: not a whole Parquet file ({reason}); write it again") from None
     return _table_rows(enumerate(rows, start=1), str(path), "row")
 
 

@@ -81,7 +81,10 @@ def make_splits(given: dict[str, Iterable[Protein]], method: str, seed: int) -> 
 
     labels = count_labels(parts["train"])
     if len(labels) < 2:
-        raise UserError(f"the training proteins have {len(labels)} label(s); there is nothing to tell apart")
+        raise UserError(
+            f"the training proteins have {len(labels)} label(s), which leaves nothing to tell "
+            "apart; give proteins of two labels or more"
+        )
     for name in HELD_OUT_FOLDS:
         parts[name], unknown = _with_known_labels(parts[name], set(labels))
         rejected += unknown
