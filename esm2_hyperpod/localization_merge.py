@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-from peft import PeftModel
 
 from esm2_hyperpod.alphabet import build_tokenizer
-from esm2_hyperpod.localization_model import load_base, read_adapter_settings
+from esm2_hyperpod.localization_model import attach_adapter, load_base, read_adapter_settings
 
 
 def merge_adapter(adapter: Path, folder: Path) -> None:
@@ -25,7 +24,7 @@ def merge_adapter(adapter: Path, folder: Path) -> None:
     model = load_base(replace(settings, tuning="lora"), torch.device("cpu"))
     if settings.tuning == "qlora":
         round_to_4_bits(model, model.config.num_hidden_layers - (settings.pooling != "cls"))
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    merged = attach_adapter(model, adapter).merge_and_unload()
     with torch.no_grad():
         for parameter in merged.classifier.out_proj.parameters():
             parameter.div_(settings.temperature)

@@ -10,8 +10,10 @@ other than `cls` is one more ESM layer on top, in which `<cls>` looks at all tok
 So whatever the pooling, a merged model loads with `AutoModelForSequenceClassification` alone.
 """
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -110,7 +112,7 @@ def build(
     """
     model = load_base(settings, device)
     if adapter is not None:
-        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+        model = attach_adapter(model, adapter, trainable=True)
         choose_trainable(model, settings)
         return model
     _start_pooling(model, settings.pooling)
@@ -175,8 +177,10 @@ def load_base(settings: Settings, device: torch.device) -> EsmForSequenceClassif
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             if isinstance(error, UserError):
                 raise
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"--model_name_or_path {settings.base}: cannot be loaded ({reason})") from None
+            raise UserError(
+                f"--model_name_or_path {settings.base}: cannot be loaded ({_first_sentence(error)}); "
+                "check the name and the network, or give the folder of a whole ESM-2 model"
+            ) from None
     fresh = ("classifier.", "esm.contact_head.", f"esm.encoder.layer.{config.num_hidden_layers}.")
     unfit = {name for name in report["missing_keys"] if not name.startswith(fresh)}
     unfit |= {name for name, *_ in report["mismatched_keys"] if not name.startswith(fresh[:2])}
@@ -195,24 +199,41 @@ def load_base(settings: Settings, device: torch.device) -> EsmForSequenceClassif
 def load_tuned(folder: Path, device: torch.device) -> tuple[torch.nn.Module, Settings]:
     """A tuned model, frozen and in evaluation mode, and its settings. Raises `UserError` if it is damaged."""
     settings = read_settings(folder)
-    try:
-        if (folder / ADAPTER).is_file():
-            model = PeftModel.from_pretrained(load_base(settings, device), str(folder))
-        else:
+    if (folder / ADAPTER).is_file():
+        model = attach_adapter(load_base(settings, device), folder)
+    else:
+        with _damaged(folder):
             model = EsmForSequenceClassification.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True
             )
-            model.to(device)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: the tuned model cannot be loaded ({reason}); train again") from None
+        model.to(device)
     return model.requires_grad_(False).eval(), settings
+
+
+def attach_adapter(model: torch.nn.Module, folder: Path, trainable: bool = False) -> PeftModel:
+    """The base with the adapter in `folder`. Raises `UserError` if that is damaged."""
+    with _damaged(folder):
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 
 def four_bit_weights(model: torch.nn.Module) -> tuple[int, int]:
     """Number of linear layers held in 4 bits, and the bytes of their weights."""
     weights = [p for p in model.parameters() if type(p).__name__ == "Params4bit" and p.dtype == torch.uint8]
     return len(weights), sum(weight.numel() for weight in weights)
+
+
+@contextlib.contextmanager
+def _damaged(folder: Path) -> Iterator[None]:
+    """Turn what the libraries raise over a damaged folder into one line."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        reason = _first_sentence(error)
+        raise UserError(f"{folder}: the tuned model cannot be loaded ({reason}); train again") from None
+
+
+def _first_sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).split(". ")[0][:200]
 
 
 def _four_bit(pooling_layer: list[str]) -> BitsAndBytesConfig:

@@ -19,7 +19,8 @@ from transformers import EsmModel, TrainerControl, TrainerState
 from esm2_hyperpod import localization_prediction
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.localization_encoding import collate
-from esm2_hyperpod.localization_model import Lora, Settings, build, four_bit_weights
+from esm2_hyperpod.localization_merge import merge_adapter
+from esm2_hyperpod.localization_model import Lora, Settings, build, four_bit_weights, load_tuned
 from esm2_hyperpod.localization_prediction import length_batches, predict_file, predict_logits
 from esm2_hyperpod.localization_training import (
     BatchPlan,
@@ -351,3 +352,22 @@ def test_a_torn_base_is_refused_in_one_line(base, tmp_path):
     save_file(lacking, weights, {"format": "pt"})
     with pytest.raises(UserError, match=r"1 of its weights are missing .*layer.1.output.dense.weight"):
         build(settings_of(tmp_path), LORA, CPU)
+
+
+def test_a_torn_adapter_is_refused_in_one_line_whatever_it_is_wanted_for(base, tmp_path):
+    settings = settings_of(base)
+    build(settings, LORA, CPU).save_pretrained(tmp_path)
+    settings.save(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    wanted = (
+        lambda: load_tuned(tmp_path, CPU),
+        lambda: build(settings, LORA, CPU, adapter=tmp_path),
+        lambda: merge_adapter(tmp_path, tmp_path / "merged"),
+    )
+    for use in wanted:
+        with pytest.raises(UserError, match="the tuned model cannot be loaded"):
+            use()
+    weights.unlink()
+    with pytest.raises(UserError, match="the tuned model cannot be loaded"):
+        load_tuned(tmp_path, CPU)
