@@ -58,16 +58,18 @@ from esm2_hyperpod.throughput import device_name
 def main() -> int | None:
     end_with_launcher()
     (args,) = parse(FinetuningArguments)
-    if args.estimate_memory:
-        print(localization_memory.describe(args.model_name_or_path, memory_plan(args)))
-        return None
-    if args.n_gpu > 1:
+    if args.n_gpu > 1 and not args.estimate_memory:
         raise UserError(
             f"{args.n_gpu} GPUs but one process: bash 4.finetune_qlora.sh uses all, "
             "CUDA_VISIBLE_DEVICES=0 one"
         )
-    with only_writer(Path(args.output_dir)) if args.process_index == 0 else nullcontext():
-        exit_code = run(args)
+    if args.estimate_memory:
+        exit_code = None
+        if args.process_index == 0:
+            print(localization_memory.describe(args.model_name_or_path, memory_plan(args)))
+    else:
+        with only_writer(Path(args.output_dir)) if args.process_index == 0 else nullcontext():
+            exit_code = run(args)
     PartialState().destroy_process_group()
     return exit_code
 

@@ -13,6 +13,7 @@ So whatever the pooling, a merged model loads with `AutoModelForSequenceClassifi
 import contextlib
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -128,7 +129,8 @@ def build(
             target_modules=rf"esm\.encoder\.layer\.({numbers})\..*\.({LORA_TARGETS[lora.targets]})",
             modules_to_save=["classifier", *_pooling_layer(settings.pooling, base_layers)],
         )
-        model = get_peft_model(model, config)
+        with _quietly():
+            model = get_peft_model(model, config)
     choose_trainable(model, settings)
     return model
 
@@ -153,7 +155,7 @@ def load_base(settings: Settings, device: torch.device) -> EsmForSequenceClassif
     Raises `UserError` if it is no ESM-2 model, cannot be read, or lacks weights.
     """
     check_model_folder(settings.base)
-    with _quiet_loading():
+    with _quietly():
         try:
             config = AutoConfig.from_pretrained(settings.base)
             _check_esm2(settings.base, config)
@@ -212,7 +214,7 @@ def load_tuned(folder: Path, device: torch.device) -> tuple[torch.nn.Module, Set
 
 def attach_adapter(model: torch.nn.Module, folder: Path, trainable: bool = False) -> PeftModel:
     """The base with the adapter in `folder`. Raises `UserError` if that is damaged."""
-    with _damaged(folder):
+    with _damaged(folder), _quietly():
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 
@@ -280,12 +282,14 @@ def _check_esm2(name: str, config) -> None:
         )
 
 
-class _quiet_loading:
-    """Hold back the library's table of fresh and unused weights; `load_base` judges them itself."""
-
-    def __enter__(self):
-        self.level = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity(logging.ERROR)
-
-    def __exit__(self, *_):
-        transformers_logging.set_verbosity(self.level)
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Hold back the table of fresh weights, which `load_base` judges itself, and advice to peft's authors."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
