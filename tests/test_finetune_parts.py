@@ -332,6 +332,16 @@ def test_refusals(case, script, base, tmp_path, monkeypatch):
     assert not list((tmp_path / "out").glob("adapter"))
 
 
+def test_the_memory_estimate_needs_no_weights_no_data_and_no_output(script, monkeypatch, capsys):
+    words = "--model_name_or_path facebook/esm2_t36_3B_UR50D --estimate_memory --max_seq_length 512"
+    monkeypatch.setattr(sys, "argv", ["x", *words.split()])
+    assert script.main() is None
+    printed = capsys.readouterr().out
+    assert "8 x 512 tokens, bf16" in printed and "the layers in 4 bits" in printed
+    fits = next(line for line in printed.splitlines() if line.startswith("fits on 24 GB"))
+    assert fits.split()[-2:] == ["no", "yes"]
+
+
 def test_an_unknown_flag_is_refused(script, monkeypatch):
     monkeypatch.setattr(
         sys, "argv", ["x", "--output_dir", "o", "--model_name_or_path", "m", "--learning_rat", "1"]

@@ -1,10 +1,10 @@
-"""The memory estimate: against real steps on the CPU, and as the command prints it."""
+"""The memory estimate against real steps on the CPU."""
 
 import importlib.util
 from dataclasses import replace
 
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT
 from localization_example import write_base
 
 from esm2_hyperpod.errors import UserError
@@ -59,11 +59,3 @@ def test_sizes_come_from_names_and_folders(tmp_path):
     for name in ("facebook/esm1b_t33_650M_UR50S", "facebook/esm2_t6_9M_UR50D", str(tmp_path / "gone")):
         with pytest.raises(UserError):
             find_size(name)
-
-
-def test_the_command_needs_no_weights_no_data_and_no_output(tmp_path):
-    words = ["--model_name_or_path", "facebook/esm2_t36_3B_UR50D", "--estimate_memory"]
-    printed = run("finetune_localization.py", *words, "--max_seq_length", 512).stdout
-    assert "8 x 512 tokens, bf16" in printed and "the layers in 4 bits" in printed
-    fits = next(line for line in printed.splitlines() if line.startswith("fits on 24 GB"))
-    assert fits.split()[-2:] == ["no", "yes"]
