@@ -6,7 +6,7 @@
 Models with random weights make one optimizer step before the measured one. Measured are the bytes of
 parameters and 4-bit scales, of gradients and of the optimizer's state, of what autograd keeps for the
 backward pass (`torch.autograd.graph.saved_tensors_hooks`), and the most that PyTorch's CPU allocator holds
-during the step beyond what it held before (profiler). Prints Markdown.
+during the step, and during an evaluation, beyond what it held before (profiler). Prints Markdown.
 """
 
 import sys
@@ -23,7 +23,7 @@ from transformers import logging as transformers_logging
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from esm2_hyperpod.localization_memory import LABELS, Plan, estimate  # noqa: E402
+from esm2_hyperpod.localization_memory import LABELS, Plan, estimate, evaluation_bytes  # noqa: E402
 from esm2_hyperpod.localization_model import Lora, Settings, build  # noqa: E402
 from esm2_hyperpod.model import SIZES, build_config  # noqa: E402
 
@@ -57,9 +57,9 @@ def main() -> None:
     print(f"torch {torch.__version__}, CPU; MB, measured / estimated\n")
     print(
         "| model | tuning | pooling | proteins x tokens | precision | weights | gradients + optimizer "
-        "| kept for backward | peak of the step |"
+        "| kept for backward | peak of the step | evaluation of the same batch |"
     )
-    print("|" + "---|" * 9)
+    print("|" + "---|" * 10)
     for name, plans in PLANS.items():
         for plan in plans:
             print(row(name, plan), flush=True)
@@ -73,6 +73,7 @@ def row(name: str, plan: Plan) -> str:
         (measured["gradients"] + measured["optimizer"], expected.gradients + expected.optimizer),
         (measured["activations"], expected.activations),
         (measured["step"], expected.gradients + expected.activations + expected.working),
+        (measured["evaluation"], evaluation_bytes(plan, plan.tokens)),
     ]
     tuning = f"{plan.tuning}{', attention only' if plan.lora_targets == 'attention' else ''}"
     cells = [name, tuning + (", checkpointing" if plan.checkpointing else ""), plan.pooling]
@@ -113,14 +114,19 @@ def measure(plan: Plan) -> dict[str, int]:
     )
     del loss, saved
     optimizer.zero_grad()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as training:
         _step(model, plan, optimizer)
+    model.eval()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as evaluating:
+        with torch.inference_mode():
+            model(**_batch(plan))
     return {
         "weights": sum(_bytes(parameter) for parameter in model.parameters()),
         "gradients": gradients,
         "optimizer": state,
         "activations": activations,
-        "step": _peak(recorded),
+        "step": _peak(training),
+        "evaluation": _peak(evaluating),
     }
 
 
@@ -132,13 +138,17 @@ def _step(model: torch.nn.Module, plan: Plan, optimizer: torch.optim.Optimizer) 
 
 
 def _loss(model: torch.nn.Module, plan: Plan) -> torch.Tensor:
-    """Of a batch in which one protein is a token shorter, so that there is a mask to keep."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=plan.half):
+        logits = model(**_batch(plan)).logits
+    return logits.float().logsumexp(dim=-1).mean()
+
+
+def _batch(plan: Plan) -> dict[str, torch.Tensor]:
+    """A batch in which one protein is a token shorter, so that there is a mask to keep."""
     ids = torch.full((plan.proteins, plan.length), 5)
     mask = torch.ones_like(ids)
     mask[0, -1] = 0
-    with torch.autocast("cpu", torch.bfloat16, enabled=plan.half):
-        logits = model(input_ids=ids, attention_mask=mask).logits
-    return logits.float().logsumexp(dim=-1).mean()
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 class _Saved:

@@ -82,9 +82,10 @@ class Estimate:
 def estimate(plan: Plan) -> Estimate:
     """The memory that a training run of this plan takes."""
     frozen, trained = _parameters(plan)
-    lora = plan.lora_rank * (18 if plan.lora_targets == "all" else 6) * plan.size.width * plan.size.layers
     if plan.tuning in ADAPTER_TUNINGS:
-        trained += lora
+        # Two widths for each linear layer of attention, five for each of the feed-forward part.
+        widths = 18 if plan.lora_targets == "all" else 6
+        trained += widths * plan.lora_rank * plan.size.width * plan.size.layers
     narrow = plan.half and plan.tuning != "qlora"
     quantized = plan.layer_weights * plan.size.layers if plan.tuning == "qlora" else 0
     weights = 4.0 * (frozen - quantized) + BYTES_4_BIT * quantized
@@ -95,7 +96,7 @@ def estimate(plan: Plan) -> Estimate:
         optimizer=OPTIMIZER_BYTES * trained,
         activations=_kept(plan),
         working=plan.tokens * plan.size.width * WORKING_WIDTHS * (2.0 if narrow else 4.0),
-        evaluation=_evaluation(plan, EVALUATION_TOKENS),
+        evaluation=evaluation_bytes(plan, EVALUATION_TOKENS),
     )
 
 
@@ -154,7 +155,7 @@ def _kept_by_layer(plan: Plan, adapted: str, gelu: int, lora: bool) -> float:
     return plan.tokens * (kept * width + low_rank + plan.length * number) + casts
 
 
-def _evaluation(plan: Plan, tokens: int) -> float:
+def evaluation_bytes(plan: Plan, tokens: int) -> float:
     """Bytes that a forward pass without gradients holds at a time: fp32, the feed-forward part's most."""
     return 4.0 * tokens * (EVALUATION_WIDTHS * plan.size.width + plan.length)
 

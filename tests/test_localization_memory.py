@@ -8,7 +8,7 @@ from conftest import ROOT
 from localization_example import write_base
 
 from esm2_hyperpod.errors import UserError
-from esm2_hyperpod.localization_memory import GPU_GB, Plan, estimate, largest_batch
+from esm2_hyperpod.localization_memory import GPU_GB, Plan, estimate, evaluation_bytes, largest_batch
 from esm2_hyperpod.model import SIZES, Size, find_size
 
 PLAN = Plan(Size(3, 128, 8), "qlora", "mean", 8, "all", 2, 128, half=False, checkpointing=False)
@@ -41,6 +41,8 @@ def test_the_formula_is_what_a_step_takes(benchmark, case):
         assert expected.activations == pytest.approx(measured["activations"], rel=0.05)
     step = expected.gradients + expected.activations + expected.working
     assert 0.97 * measured["step"] < step < 1.2 * measured["step"]
+    evaluation = evaluation_bytes(plan, plan.tokens)
+    assert 0.97 * measured["evaluation"] < evaluation < 1.2 * measured["evaluation"]
 
 
 def test_the_largest_batch_is_the_largest():
