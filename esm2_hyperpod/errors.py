@@ -41,6 +41,8 @@ def describe_os_error(error: OSError) -> str:
         errno.EACCES: "choose a folder you may write to, or change its permissions",
         errno.EROFS: "that file system is read-only: choose another folder",
         errno.ENOENT: "check the path",
+        errno.EEXIST: "choose another folder",
+        errno.ENOTDIR: "check the path: a part of it is a file",
     }
     where = f"{error.filename}: " if error.filename else ""
     remedy = remedies.get(error.errno)

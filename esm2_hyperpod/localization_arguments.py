@@ -72,6 +72,9 @@ class FinetuningArguments(TrainingArguments):
         self.do_predict = self.predict_file is not None
         if self.max_seq_length < 4:
             raise UserError(f"--max_seq_length {self.max_seq_length}: must be at least 4")
+        for name in ("learning_rate", "per_device_train_batch_size", "num_train_epochs"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"--{name} {getattr(self, name)}: must be above 0")
         if self.lora_rank < 1 or not 0 <= self.lora_dropout < 1:
             raise UserError("--lora_rank must be at least 1 and --lora_dropout in [0, 1)")
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
@@ -134,5 +137,5 @@ class FinetuningArguments(TrainingArguments):
             "do_eval": "--validation_file",
         }
         for name, flag in instead.items():
-            if getattr(self, name) not in (False, 1):
+            if getattr(self, name) != (1 if name == "gradient_accumulation_steps" else False):
                 raise UserError(f"--{name} has no meaning here: use {flag}")

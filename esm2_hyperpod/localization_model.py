@@ -33,7 +33,7 @@ from esm2_hyperpod.localization_metrics import fit_temperature
 from esm2_hyperpod.model import check_model_folder
 
 SETTINGS = "localization.json"
-ADAPTER = "adapter_config.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_TUNINGS = ("qlora", "lora")
 TUNINGS = (*ADAPTER_TUNINGS, "head", "full")
 POOLINGS = ("cls", "mean", "attention")
@@ -214,6 +214,8 @@ def load_tuned(folder: Path, device: torch.device) -> tuple[torch.nn.Module, Set
 
 def attach_adapter(model: torch.nn.Module, folder: Path, trainable: bool = False) -> PeftModel:
     """The base with the adapter in `folder`. Raises `UserError` if that is damaged."""
+    if not (folder / ADAPTER_WEIGHTS).is_file():  # peft would look for it on the hub
+        raise UserError(f"{folder}: no {ADAPTER_WEIGHTS}; copy the whole adapter/ folder, or train again")
     with _damaged(folder), _quietly():
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 

@@ -75,7 +75,7 @@ def already_predicted(fasta: Path, output: Path, weights: Path) -> bool:
     Raises `UserError` if there is no such FASTA file.
     """
     if not fasta.is_file():
-        raise UserError(f"--predict_file {fasta}: no such file")
+        raise UserError(f"--predict_file {fasta}: no such file; give the proteins as FASTA (.gz too)")
     return output.is_file() and holds(output.with_suffix(".json"), identity(fasta, weights))
 
 

@@ -308,6 +308,10 @@ REFUSALS = {
     ),
     "untuned": ("--model_name_or_path BASE --output_dir OUT --predict_file NEW", "no tuned model"),
     "accumulation": ("RUN --gradient_accumulation_steps 2", "use --global_batch_size"),
+    "16 bits": ("RUN --fp16 true", "use --precision"),
+    "training flag": ("RUN --do_train", "use --train_file"),
+    "rate": ("RUN --learning_rate -1", "must be above 0"),
+    "explain": ("RUN --explain 3", "--predict_file FASTA"),
     "length": ("RUN --max_seq_length 3", "must be at least 4"),
     "merge": ("--model_name_or_path BASE --output_dir OUT --merge_adapter", "no tuned model"),
 }
@@ -342,11 +346,10 @@ def test_the_memory_estimate_needs_no_weights_no_data_and_no_output(script, monk
     assert fits.split()[-2:] == ["no", "yes"]
 
 
-def test_an_unknown_flag_is_refused(script, monkeypatch):
-    monkeypatch.setattr(
-        sys, "argv", ["x", "--output_dir", "o", "--model_name_or_path", "m", "--learning_rat", "1"]
-    )
-    with pytest.raises((ValueError, SystemExit)):
+def test_an_unknown_flag_is_refused_and_a_shortened_one_too(script, monkeypatch):
+    words = "x --output_dir o --model_name_or_path m --train_file t --learning_rat 1"
+    monkeypatch.setattr(sys, "argv", words.split())
+    with pytest.raises(UserError, match="unknown: --learning_rat 1"):
         script.main()
 
 
@@ -379,5 +382,5 @@ def test_a_torn_adapter_is_refused_in_one_line_whatever_it_is_wanted_for(base, t
         with pytest.raises(UserError, match="the tuned model cannot be loaded"):
             use()
     weights.unlink()
-    with pytest.raises(UserError, match="the tuned model cannot be loaded"):
+    with pytest.raises(UserError, match=r"no adapter_model\.safetensors"):
         load_tuned(tmp_path, CPU)
