@@ -27,14 +27,15 @@ from esm2_hyperpod.localization_memory import LABELS, Plan, estimate, evaluation
 from esm2_hyperpod.localization_model import Lora, Settings, build  # noqa: E402
 from esm2_hyperpod.model import SIZES, build_config  # noqa: E402
 
-STANDARD = Plan(SIZES["8M"], "qlora", "mean", 8, "all", 4, 256, False, False)
+STANDARD = Plan(SIZES["8M"], "qlora", "mean", 8, "all", 2, 128, False, False)
 PLANS = {
     "8M": [
         replace(STANDARD, **changes)
         for changes in (
             {},
-            {"checkpointing": True},
-            {"length": 512, "proteins": 2},
+            {"proteins": 4, "length": 256},
+            {"proteins": 4, "length": 256, "checkpointing": True},
+            {"length": 512},
             {"half": True},
             {"half": True, "checkpointing": True},
             {"lora_targets": "attention", "pooling": "cls"},
