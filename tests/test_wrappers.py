@@ -227,7 +227,7 @@ signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
 dist.init_process_group("gloo")
 fsdp = os.environ.get("ACCELERATE_USE_FSDP")
 seen = {"rank": dist.get_rank(), "size": dist.get_world_size(), "fsdp": fsdp, "args": sys.argv[1:]}
-os.write(1, (json.dumps(seen) + "\n").encode())  # one call: two ranks' lines never mix
+os.write(1, (json.dumps(seen) + "\\n").encode())  # one call: two ranks' lines never mix
 if os.environ["THEN"] == "wait":
     while not asked:
         time.sleep(0.05)
