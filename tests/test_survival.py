@@ -1,6 +1,6 @@
 """Break the cluster while it trains: the run goes on and ends with the very losses of an undisturbed one.
 
-Three cases always run. All of them, on three virtual nodes, with a table of what was lost (columns: fault,
+Two cases always run. All of them, on three virtual nodes, with a table of what was lost (columns: fault,
 time until a step beyond it, steps done twice, starts, final loss):
 
     SURVIVAL=all .venv/bin/python -m pytest tests/test_survival.py -s
@@ -145,7 +145,6 @@ def test_scancel_signal_term(slurm, undisturbed):
 
 
 STOPS = [
-    ("ddp", (5,)),
     pytest.param("fsdp", (3, 7), marks=on_demand),
     pytest.param("ddp", (3, 7), marks=on_demand),
 ]
