@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+on_demand = pytest.mark.skipif(os.environ.get("SURVIVAL") != "all", reason="takes long: SURVIVAL=all runs it")
+
 ROOT = Path(__file__).parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
 

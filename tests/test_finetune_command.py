@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import ROOT, on_demand, run
 from localization_example import COUNTS, FAVOURITES, write_base, write_fasta, write_labelled
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -184,7 +184,7 @@ def test_two_processes_give_what_one_gives(example, finished, tmp_path):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=on_demand), signal.SIGKILL])
 def test_interrupted_it_goes_on_to_the_same_result(example, finished, tmp_path, number):
     words = command(example, tmp_path / "out")
     process = subprocess.Popen(

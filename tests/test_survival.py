@@ -1,7 +1,7 @@
 """Break the cluster while it trains: the run goes on and ends with the very losses of an undisturbed one.
 
-Two cases always run. All of them, on three virtual nodes, with a table of what was lost (columns: fault,
-time until a step beyond it, steps done twice, starts, final loss):
+The loss of a node is always tested. All cases, on three virtual nodes, with a table of what was lost
+(columns: fault, time until a step beyond it, steps done twice, starts, final loss):
 
     SURVIVAL=all .venv/bin/python -m pytest tests/test_survival.py -s
 """
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import run
+from conftest import on_demand, run
 from local_slurm import LocalSlurm
 
 from esm2_hyperpod.checkpoints import list_checkpoints
@@ -26,10 +26,6 @@ TINY = (
     f"--model_size tiny --max_seq_length 128 --tokens_per_device 512 --global_batch_tokens 2048 "
     f"--max_steps {STEPS} --save_steps {SAVE_STEPS} --logging_steps 1 --eval_strategy no --report_to none"
 ).split()
-
-on_demand = pytest.mark.skipif(
-    os.environ.get("SURVIVAL") != "all", reason="minutes each: SURVIVAL=all runs it"
-)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +84,8 @@ def goes_on(
     return time.monotonic() - happened
 
 
-@pytest.mark.parametrize("trainer", ["ddp", pytest.param("fsdp", marks=on_demand)])
+@on_demand
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
 def test_killed_process(slurm, undisturbed, trainer):
     output = slurm.fsx / f"{trainer}-killed-process"
     job = submit(slurm, trainer, output)
@@ -144,13 +141,8 @@ def test_scancel_signal_term(slurm, undisturbed):
     lost(output, "ddp: scancel --signal=TERM", step, since)
 
 
-STOPS = [
-    pytest.param("fsdp", (3, 7), marks=on_demand),
-    pytest.param("ddp", (3, 7), marks=on_demand),
-]
-
-
-@pytest.mark.parametrize(("trainer", "steps"), STOPS)
+@on_demand
+@pytest.mark.parametrize(("trainer", "steps"), [("fsdp", (3, 7)), ("ddp", (3, 7))])
 def test_asked_to_stop(slurm, undisturbed, trainer, steps):
     """SIGUSR1 to the batch shell is what Slurm sends before the time limit; sent here at a known step."""
     output = slurm.fsx / f"{trainer}-asked-{len(steps)}"
