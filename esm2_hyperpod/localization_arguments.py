@@ -9,8 +9,15 @@ from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.localization_encoding import CROPS
 from esm2_hyperpod.localization_model import LORA_TARGETS, POOLINGS, TUNINGS
 from esm2_hyperpod.localization_split import METHODS
-from esm2_hyperpod.pretraining_arguments import option
+from esm2_hyperpod.pretraining_arguments import option, refuse_what_does_not_apply
 
+USE_INSTEAD = {
+    "fp16": "--precision",
+    "bf16": "--precision",
+    "gradient_accumulation_steps": "--global_batch_size",
+    "do_train": "--train_file",
+    "do_eval": "--validation_file",
+}
 BEST = ("mcc", "macro_f1", "accuracy", "loss")
 
 
@@ -64,7 +71,7 @@ class FinetuningArguments(TrainingArguments):
     report_to: str = option("none", "tensorboard, wandb (if installed), all or none.")
 
     def __post_init__(self):
-        self._refuse_what_does_not_apply()
+        refuse_what_does_not_apply(self, USE_INSTEAD)
         if not self.estimate_memory:
             self._refuse_what_is_no_task()
         if not self.model_name_or_path:
@@ -127,15 +134,3 @@ class FinetuningArguments(TrainingArguments):
             raise UserError(
                 "nothing to do: give --train_file (labelled proteins) or --predict_file (proteins to predict)"
             )
-
-    def _refuse_what_does_not_apply(self) -> None:
-        instead = {
-            "fp16": "--precision",
-            "bf16": "--precision",
-            "gradient_accumulation_steps": "--global_batch_size",
-            "do_train": "--train_file",
-            "do_eval": "--validation_file",
-        }
-        for name, flag in instead.items():
-            if getattr(self, name) != (1 if name == "gradient_accumulation_steps" else False):
-                raise UserError(f"--{name} has no meaning here: use {flag}")

@@ -13,11 +13,24 @@ from esm2_hyperpod.masking import REPLACEMENTS
 from esm2_hyperpod.schedule import SCHEDULES
 
 ESM2_WARMUP_STEPS = 2_000
+USE_INSTEAD = {
+    "fp16": "--precision",
+    "bf16": "--precision",
+    "per_device_train_batch_size": "--tokens_per_device",
+    "gradient_accumulation_steps": "--global_batch_tokens",
+}
 
 
 def option(default, help, choices=None):
     """A dataclass field that HfArgumentParser turns into a documented flag."""
     return field(default=default, metadata={"help": help, **({"choices": choices} if choices else {})})
+
+
+def refuse_what_does_not_apply(args: TrainingArguments, use_instead: dict[str, str]) -> None:
+    """Raise `UserError` if one of Trainer's flags was given that another flag stands for here."""
+    for name, flag in use_instead.items():
+        if getattr(args, name) != type(args).__dataclass_fields__[name].default:
+            raise UserError(f"--{name} has no meaning here: use {flag}")
 
 
 @dataclass
@@ -71,7 +84,7 @@ class PretrainingArguments(TrainingArguments):
     report_to: str = option("tensorboard", "tensorboard, wandb (if installed), all or none.")
 
     def __post_init__(self):
-        self._refuse_what_does_not_apply()
+        refuse_what_does_not_apply(self, USE_INSTEAD)
         if not self.dataset_dir or not self.output_dir:
             raise UserError("--dataset_dir and --output_dir are needed; see: python train.py --help")
         if self.tokens_per_device % 64 or self.tokens_per_device < 64:
@@ -143,14 +156,3 @@ class PretrainingArguments(TrainingArguments):
             "adam_beta2 adam_epsilon weight_decay max_grad_norm"
         )
         return {name: getattr(self, name) for name in names.split()}
-
-    def _refuse_what_does_not_apply(self) -> None:
-        unset = {
-            "fp16": (False, "--precision"),
-            "bf16": (False, "--precision"),
-            "per_device_train_batch_size": (1, "--tokens_per_device"),
-            "gradient_accumulation_steps": (1, "--global_batch_tokens"),
-        }
-        for name, (default, flag) in unset.items():
-            if getattr(self, name) != default:
-                raise UserError(f"--{name} has no meaning here: use {flag}")
