@@ -69,6 +69,16 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A random ESM-2 of two layers, the base of fine-tuning."""
+    from localization_example import write_base  # torch, which most tests do without
+
+    folder = tmp_path_factory.mktemp("base")
+    write_base(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def synthetic(tmp_path_factory) -> Path:
     """Steps 0 and 1 on 600 synthetic records: a folder with csv/ and processed/arrow/."""
     folder = tmp_path_factory.mktemp("synthetic")

@@ -1,6 +1,7 @@
 """A base of two layers and labelled proteins that it can tell apart, for the tests of fine-tuning."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,11 @@ import torch
 from transformers import EsmForMaskedLM
 
 from esm2_hyperpod.alphabet import build_tokenizer
+from esm2_hyperpod.localization_model import Lora, Settings
 from esm2_hyperpod.model import build_config
+
+CPU = torch.device("cpu")
+LORA = Lora(rank=4, alpha=8, dropout=0.0, targets="all")
 
 FAVOURITES = {"Cytoplasm": "DE", "Extracellular": "CW", "Nucleus": "KR"}
 COUNTS = {"Cytoplasm": 50, "Extracellular": 30, "Nucleus": 40}
@@ -22,6 +27,11 @@ def write_base(folder: Path) -> None:
     torch.manual_seed(0)
     EsmForMaskedLM(config).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
+
+
+def settings_of(base: Path, **changes) -> Settings:
+    """LoRA and mean pooling on `base`, unless `changes` say otherwise."""
+    return replace(Settings(str(base), list(COUNTS), False, "lora", "mean", 64, "ends"), **changes)
 
 
 def write_labelled(path: Path, seed: int = 0) -> None:

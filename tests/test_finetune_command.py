@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -42,7 +41,7 @@ def command(example: Path, output: Path, *more: object) -> list[str]:
 def finished(example) -> tuple[Path, str]:
     """An undisturbed run with everything it can do, and what it printed."""
     more = ["--do_predict", "--predict_file", example / "new.fasta", "--merge_adapter", "--explain", 20]
-    result = run(*command(example, example / "out", *more), OMP_NUM_THREADS="1")
+    result = run(*command(example, example / "out", *more))
     return example / "out", result.stdout
 
 
@@ -125,7 +124,7 @@ def test_run_again_it_has_nothing_to_do(example, finished):
     output, _ = finished
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
     more = ["--predict_file", example / "new.fasta", "--explain", 20]
-    again = run(*command(example, output, *more), OMP_NUM_THREADS="1")
+    again = run(*command(example, output, *more))
     assert again.stdout.count("finished already") == 3
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
 
@@ -144,7 +143,7 @@ def test_the_adapter_alone_gives_the_same_probabilities_in_a_fresh_process(examp
     fasta.write_text("".join(f">{row['id']}\n{row['sequence']}\n" for row in test))
     adapter = finished[0] / "adapter"
     words = ["--model_name_or_path", adapter, "--predict_file", fasta, "--output_dir", tmp_path / "out"]
-    run("finetune_localization.py", *words, OMP_NUM_THREADS="1")
+    run("finetune_localization.py", *words)
     again, first = read_csv(tmp_path / "out/predictions.csv"), read_csv(finished[0] / "test_predictions.csv")
     assert [row["label"] for row in again] == [row["label"] for row in first]
     assert numbers(again) == pytest.approx(numbers(first), abs=2e-6)
@@ -174,7 +173,7 @@ def test_peft_loads_the_adapter_without_us_and_the_merged_model_needs_no_peft(fi
 
 def test_two_processes_give_what_one_gives(example, finished, tmp_path):
     words = ["-m", "esm2_hyperpod.launch", "torchrun", "--standalone", "--nproc_per_node", "2"]
-    run(sys.executable, *words, *command(example, tmp_path / "two"), OMP_NUM_THREADS="1")
+    run(sys.executable, *words, *command(example, tmp_path / "two"))
     one, two = losses(finished[0]), losses(tmp_path / "two")
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for first, second in zip(one, two):
@@ -190,7 +189,6 @@ def test_interrupted_it_goes_on_to_the_same_result(example, finished, tmp_path, 
     process = subprocess.Popen(
         [sys.executable, "-u", *words],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as the runs it is compared with
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -201,7 +199,7 @@ def test_interrupted_it_goes_on_to_the_same_result(example, finished, tmp_path, 
             break
     process.stdout.read()
     assert process.wait() == (75 if number == signal.SIGTERM else -signal.SIGKILL)
-    again = run(*words, OMP_NUM_THREADS="1")
+    again = run(*words)
     assert "going on from" in again.stdout
     assert losses(tmp_path / "out") == losses(finished[0])
     assert read_csv(tmp_path / "out/test_predictions.csv") == read_csv(finished[0] / "test_predictions.csv")
@@ -235,7 +233,7 @@ def test_proteins_in_several_places_from_a_dataset_with_a_whole_model(example, t
         "--split",
         "random",
     ]
-    run("finetune_localization.py", *words, *FLAGS, "--num_train_epochs", 2, OMP_NUM_THREADS="1")
+    run("finetune_localization.py", *words, *FLAGS, "--num_train_epochs", 2)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert {"accuracy", "jaccard", "micro_f1", "macro_f1", "mcc"} < set(metrics)
     assert metrics["split"]["origin"]["test"] == "random"
@@ -252,7 +250,7 @@ def test_an_adapter_is_trained_further(example, finished, tmp_path):
     words = ["--model_name_or_path", finished[0] / "adapter", "--output_dir", tmp_path / "out"]
     words += ["--train_file", example / "labelled.csv", *FLAGS, "--max_steps", 2, "--learning_rate", "1e-6"]
     words += ["--gradient_checkpointing", "true"]
-    run("finetune_localization.py", *words, OMP_NUM_THREADS="1")
+    run("finetune_localization.py", *words)
     first, further = (
         json.loads((out / "metrics.json").read_text()) for out in (finished[0], tmp_path / "out")
     )

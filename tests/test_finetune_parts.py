@@ -2,8 +2,6 @@
 
 import importlib.util
 import sys
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from bitsandbytes.nn import Linear4bit
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from localization_example import COUNTS, write_base, write_fasta, write_labelled
+from localization_example import CPU, LORA, settings_of, write_fasta, write_labelled
 from safetensors.torch import load_file, save_file
 from transformers import EsmModel, TrainerControl, TrainerState
 
@@ -20,7 +18,7 @@ from esm2_hyperpod import localization_prediction
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.localization_encoding import collate
 from esm2_hyperpod.localization_merge import merge_adapter
-from esm2_hyperpod.localization_model import Lora, Settings, build, four_bit_weights, load_tuned
+from esm2_hyperpod.localization_model import build, four_bit_weights, load_tuned
 from esm2_hyperpod.localization_prediction import length_batches, predict_file, predict_logits
 from esm2_hyperpod.localization_training import (
     BatchPlan,
@@ -30,20 +28,6 @@ from esm2_hyperpod.localization_training import (
     classification_loss,
     plan_batches,
 )
-
-CPU = torch.device("cpu")
-LORA = Lora(rank=4, alpha=8, dropout=0.0, targets="all")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    write_base(folder)
-    return folder
-
-
-def settings_of(base: Path, **changes) -> Settings:
-    return replace(Settings(str(base), list(COUNTS), False, "lora", "mean", 64, "ends"), **changes)
 
 
 def batch(*sequences: bytes) -> dict[str, torch.Tensor]:

@@ -1,13 +1,12 @@
 """Attributions: complete, in their place, of every kind of model; picture and table of a file."""
 
 import csv
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from localization_example import COUNTS, write_base
+from localization_example import COUNTS, CPU, LORA, settings_of
 
 from esm2_hyperpod.alphabet import AMINO_ACIDS, TOKENS, encode
 from esm2_hyperpod.localization_attribution import (
@@ -17,23 +16,14 @@ from esm2_hyperpod.localization_attribution import (
     explain_file,
     integrated_gradients,
 )
-from esm2_hyperpod.localization_model import Lora, Settings, build
+from esm2_hyperpod.localization_model import Settings, build
 
-CPU = torch.device("cpu")
-LORA = Lora(rank=4, alpha=8, dropout=0.0, targets="all")
 SEQUENCE = "MKVLLAAGGDDEEKKWWCHSPXTFYNQR"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    write_base(folder)
-    return folder
 
 
 def tuned(base: Path, **changes) -> tuple[torch.nn.Module, Settings]:
     """A model whose head and queries are strong enough for logits to differ."""
-    settings = replace(Settings(str(base), list(COUNTS), False, "lora", "mean", 64, "ends"), **changes)
+    settings = settings_of(base, **changes)
     torch.manual_seed(1)
     model = build(settings, LORA, CPU).eval()
     with torch.no_grad():
