@@ -27,7 +27,7 @@ from esm2_hyperpod.localization_memory import LABELS, Plan, estimate, evaluation
 from esm2_hyperpod.localization_model import Lora, Settings, build  # noqa: E402
 from esm2_hyperpod.model import SIZES, build_config  # noqa: E402
 
-STANDARD = Plan(SIZES["8M"], "qlora", "mean", 8, "all", 2, 128, False, False)
+STANDARD = Plan(SIZES["8M"], "qlora", "attention", 8, "all", 2, 128, False, False)
 PLANS = {
     "8M": [
         replace(STANDARD, **changes)
@@ -39,10 +39,11 @@ PLANS = {
             {"half": True},
             {"half": True, "checkpointing": True},
             {"lora_targets": "attention", "pooling": "cls"},
+            {"pooling": "mean"},
             {"tuning": "lora"},
             {"tuning": "lora", "half": True},
             {"tuning": "full"},
-            {"tuning": "full", "half": True, "pooling": "attention"},
+            {"tuning": "full", "half": True},
             {"tuning": "head"},
         )
     ],

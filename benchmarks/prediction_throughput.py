@@ -54,7 +54,7 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     EsmForMaskedLM(build_config(args.model_size)).save_pretrained(folder / "base")
-    settings = Settings(str(folder / "base"), list(LOCALIZATIONS), False, "qlora", "mean", 1024, "ends")
+    settings = Settings(str(folder / "base"), list(LOCALIZATIONS), False, "qlora", "attention", 1024, "ends")
     model = build(settings, Lora(8, 16, 0.0, "all"), device).eval()
     model.save_pretrained(folder / "adapter")
     settings.save(folder / "adapter")

@@ -44,7 +44,7 @@ class FinetuningArguments(TrainingArguments):
     crop: str = option("ends", "What a long protein keeps: both ends, its start or its end.", CROPS)
 
     tuning: str = option("qlora", "qlora: 4-bit base and LoRA; lora: fp32 base; head: frozen; full.", TUNINGS)
-    pooling: str = option("mean", "What the head sees: <cls>, the mean, or learned attention.", POOLINGS)
+    pooling: str = option("attention", "What the head sees: <cls>, the mean, or learned attention.", POOLINGS)
     lora_rank: int = option(8, "Rank of the LoRA matrices.")
     lora_alpha: int = option(16, "LoRA scale, divided by the rank.")
     lora_dropout: float = option(0.0, "Above 0, results depend on the number of processes.")

@@ -24,8 +24,9 @@ from esm2_hyperpod.localization_metrics import decide, probabilities
 from esm2_hyperpod.localization_model import SETTINGS, Settings
 
 CHUNK = 1_024  # proteins that are sorted by length together, and written together
-BATCH_TOKENS = {"cpu": 4_096, "cuda": 16_384}
-"""Padding included; a longer protein is a batch of its own. Beside 15B's weights, 24 GB hold no more."""
+BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
+"""Padding included; a longer protein is a batch of its own. More falls out of a CPU's cache, and out of the 24 GB
+that 15B's weights leave little of."""
 
 
 def rank() -> int:

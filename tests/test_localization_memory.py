@@ -11,13 +11,13 @@ from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.localization_memory import GPU_GB, Plan, estimate, evaluation_bytes, largest_batch
 from esm2_hyperpod.model import SIZES, Size, find_size
 
-PLAN = Plan(Size(3, 128, 8), "qlora", "mean", 8, "all", 2, 128, half=False, checkpointing=False)
+PLAN = Plan(Size(3, 128, 8), "qlora", "attention", 8, "all", 2, 128, half=False, checkpointing=False)
 CHANGES = {
     "4 bits": {},
     "4 bits, checkpointing": {"checkpointing": True, "size": Size(6, 64, 4), "length": 200},
     "4 bits, bf16, attention only": {"half": True, "lora_targets": "attention", "pooling": "cls"},
     "lora, bf16": {"tuning": "lora", "half": True, "size": Size(2, 160, 8), "proteins": 5},
-    "full, attention pooling": {"tuning": "full", "pooling": "attention", "length": 70},
+    "full, mean pooling": {"tuning": "full", "pooling": "mean", "length": 70},
     "full, bf16": {"tuning": "full", "half": True},
 }
 
@@ -46,7 +46,7 @@ def test_the_formula_is_what_a_step_takes(benchmark, case):
 
 
 def test_the_largest_batch_is_the_largest():
-    plan = Plan(SIZES["650M"], "lora", "mean", 8, "all", 1, 1024, half=True, checkpointing=False)
+    plan = Plan(SIZES["650M"], "lora", "attention", 8, "all", 1, 1024, half=True, checkpointing=False)
     most = largest_batch(plan)
     assert most > 1
     assert estimate(replace(plan, proteins=most)).peak <= 1e9 * GPU_GB
