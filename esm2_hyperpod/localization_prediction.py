@@ -25,8 +25,8 @@ from esm2_hyperpod.localization_model import SETTINGS, Settings
 
 CHUNK = 1_024  # proteins that are sorted by length together, and written together
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
-"""Padding included; a longer protein is a batch of its own. More falls out of a CPU's cache, and out of the 24 GB
-that 15B's weights leave little of."""
+"""Padding included; a longer protein is a batch of its own. More would fall out of a CPU's cache, and
+would not fit into 24 GB beside 15B's weights."""
 
 
 def rank() -> int:

@@ -3,7 +3,7 @@
 The loss of a node is always tested. All cases, on three virtual nodes, with a table of what was lost
 (columns: fault, time until a step beyond it, steps done twice, starts, final loss):
 
-    SURVIVAL=all .venv/bin/python -m pytest tests/test_survival.py -s
+    SURVIVAL=all .venv/bin/python -m pytest tests/test_survival.py -s -n 0
 """
 
 import json
@@ -19,6 +19,7 @@ from local_slurm import LocalSlurm
 
 from esm2_hyperpod.checkpoints import list_checkpoints
 from esm2_hyperpod.run_record import read_metrics, read_run
+from esm2_hyperpod.run_report import summarize
 
 WRAPPERS = {"ddp": "2.train_ddp.sh", "fsdp": "3.train_fsdp.sh"}
 STEPS, SAVE_STEPS = 12, 4
@@ -65,12 +66,12 @@ def logged_losses(output: Path) -> list[tuple]:
     return [(line["step"], line.get("loss"), line.get("eval_loss")) for line in read_metrics(output)]
 
 
-def lost(output: Path, fault: str, step: int, since: float) -> None:
+def lost(output: Path, fault: str, since: float | None = None) -> None:
     """One row of the table: seconds from the fault to the next new step, steps done twice, final loss."""
-    sessions = read_run(output)["sessions"]
-    redone = max(step - sessions[-1]["from_step"], 0)
-    loss = [loss for _, loss, _ in logged_losses(output) if loss is not None][-1]
-    print(f"\n| {fault} | {since:.0f} s | {redone} | {len(sessions)} | {loss!r} |")
+    figures = summarize(output)
+    failures, loss = figures["failures"], figures["loss"]["last"]
+    waited = "" if since is None else f"{since:.0f} s"
+    print(f"\n| {fault} | {waited} | {failures['steps_done_twice']} | {failures['starts']} | {loss!r} |")
 
 
 def goes_on(
@@ -91,12 +92,12 @@ def test_killed_process(slurm, undisturbed, trainer):
     job = submit(slurm, trainer, output)
     slurm.until_step(output, 6, job)
     slurm.kill_rank(1)
-    happened, step = time.monotonic(), logged_losses(output)[-1][0]
+    happened = time.monotonic()
     since = goes_on(slurm, output, job, "killed process", happened)
     assert slurm.wait(job) == "COMPLETED", slurm.log(job)
     assert slurm.field(job, "Restarts") == "0"  # in the same allocation: seconds, not minutes
     assert logged_losses(output) == undisturbed(trainer)
-    lost(output, f"{trainer}: process killed", step, since)
+    lost(output, f"{trainer}: process killed", since)
 
 
 NODES = [
@@ -114,7 +115,7 @@ def test_lost_node(slurm, undisturbed, trainer, node):
     nodes = slurm.run("scontrol", "show", "hostnames", slurm.field(job, "NodeList")).split()
     assert nodes == ["node1", "node2"]
     slurm.lose_node(node)
-    happened, step = time.monotonic(), logged_losses(output)[-1][0]
+    happened = time.monotonic()
     try:
         since = goes_on(slurm, output, job, f"lost {node}", happened)
         nodes = slurm.run("scontrol", "show", "hostnames", slurm.field(job, "NodeList")).split()
@@ -124,7 +125,7 @@ def test_lost_node(slurm, undisturbed, trainer, node):
         slurm.return_node(node)
     assert int(slurm.field(job, "Restarts")) >= 1
     assert logged_losses(output) == undisturbed(trainer)
-    lost(output, f"{trainer}: {node} lost", step, since)
+    lost(output, f"{trainer}: {node} lost", since)
 
 
 @on_demand
@@ -133,12 +134,12 @@ def test_scancel_signal_term(slurm, undisturbed):
     job = submit(slurm, "ddp", output)
     slurm.until_step(output, 6, job)
     slurm.run("scancel", "--signal=TERM", job)
-    happened, step = time.monotonic(), logged_losses(output)[-1][0]
+    happened = time.monotonic()
     since = goes_on(slurm, output, job, "SIGTERM", happened)
     assert slurm.wait(job) == "COMPLETED", slurm.log(job)
     assert slurm.field(job, "Restarts") == "1"
     assert logged_losses(output) == undisturbed("ddp")
-    lost(output, "ddp: scancel --signal=TERM", step, since)
+    lost(output, "ddp: scancel --signal=TERM", since)
 
 
 @on_demand
@@ -155,7 +156,7 @@ def test_asked_to_stop(slurm, undisturbed, trainer, steps):
         stopped = logged_losses(output)[-1][0]
         assert list_checkpoints(output)[-1].name == f"checkpoint-{stopped}"  # not a step is lost
         since = goes_on(slurm, output, job, "asked to stop", happened)
-        lost(output, f"{trainer}: asked to stop near the time limit", stopped, since)
+        lost(output, f"{trainer}: asked to stop near the time limit", since)
     assert slurm.wait(job) == "COMPLETED", slurm.log(job)
     assert slurm.field(job, "Restarts") == str(len(steps))
     assert logged_losses(output) == undisturbed(trainer)
@@ -197,7 +198,7 @@ def test_torn_checkpoint(slurm, undisturbed):
     assert slurm.wait(job) == "COMPLETED", slurm.log(job)
     assert f"{newest.name}: passed over" in slurm.log(job)
     assert logged_losses(output) == undisturbed("ddp")
-    lost(output, "ddp: newest checkpoint torn", 9, 0)
+    lost(output, "ddp: newest checkpoint torn")
 
 
 @on_demand
@@ -216,7 +217,7 @@ def test_disk_full_at_a_checkpoint(slurm, undisturbed):
         job = submit(slurm, "ddp", output)
         assert slurm.wait(job) == "COMPLETED", slurm.log(job)
         assert logged_losses(output) == undisturbed("ddp")
-        lost(output, "ddp: disk full, then space again", 0, 0)
+        lost(output, "ddp: disk full, then space again")
         shutil.copytree(output, slurm.fsx / "ddp-disk-full")
     finally:
         subprocess.run(["umount", str(small)], check=True)
@@ -260,7 +261,7 @@ def test_finetuning(slurm, finetuning, fault):
         for folder in (output, output.parent / "finetuning-undisturbed")
     ]
     assert results[0] == results[1]
-    lost(output, f"fine-tuning: {fault}", step, since)
+    lost(output, f"fine-tuning: {fault}", since)
 
 
 @on_demand
