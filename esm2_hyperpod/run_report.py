@@ -217,7 +217,7 @@ def _validation(figures: dict[str, Any]) -> str:
     if line is None:
         return ""
     text = f"step {line['step']:,}: " + ", ".join(
-        f"{name[5:].replace('_', ' ')} {f'{value:,.0f}' if value == int(value) else f'{value:.4f}'}"
+        f"{name[5:].replace('_', ' ')} {f'{value:,.0f}' if value.is_integer() else f'{value:.4f}'}"
         for name, value in line.items()
         if name.startswith("eval_") and isinstance(value, float)
     )
