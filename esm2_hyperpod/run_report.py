@@ -92,13 +92,11 @@ def failures_of(output_dir: Path, sessions: list[dict[str, Any]]) -> tuple[dict,
     stopped = broken = twice = 0
     for before, after in pairwise(sessions):
         waiting += max(0.0, _seconds(before["ended"], after["started"]))
-        if not before.get("broken_off"):
-            stopped += 1
-            continue
-        broken += 1
-        twice += before["reached_step"] - after["from_step"]
-        saved = max(before["started"], after.get("saved_at") or before["started"])
-        lost += max(0.0, _seconds(saved, before["ended"]))
+        again, broke = before["reached_step"] - after["from_step"], bool(before.get("broken_off"))
+        broken, stopped, twice = broken + broke, stopped + (not broke), twice + again
+        if broke or again:  # an early stop loses work too if its checkpoint was damaged afterwards
+            saved = max(before["started"], after.get("saved_at") or before["started"])
+            lost += max(0.0, _seconds(saved, before["ended"]))
     running = sum(_length(session, output_dir) for session in sessions)
     seconds = {"in_all": running + waiting, "running": running, "waiting": waiting, "lost": lost}
     return seconds, {
@@ -137,7 +135,7 @@ def interruptions(seconds: dict[str, float], failures: dict[str, int]) -> str:
         return "none"
     text = f"{failures['starts']} starts: went on {failures['stopped_early']} time(s) after an early stop"
     text += f", {failures['broken_off']} time(s) after breaking off; {duration(seconds['waiting'])} between"
-    if failures["broken_off"]:
+    if failures["broken_off"] or failures["steps_done_twice"]:
         text += f"; {failures['steps_done_twice']:,} steps ({duration(seconds['lost'])}) done twice"
     return text
 

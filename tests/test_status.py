@@ -98,6 +98,15 @@ def test_report_in_words_and_figures(output):
     assert figures["loss_curve"][0] == [10, 2.9]
 
 
+def test_an_early_stop_whose_checkpoint_was_damaged_afterwards(output):
+    record = json.loads((output / "run.json").read_text())
+    stopped, last = SESSIONS[0], {**SESSIONS[2], "from_step": 30, "saved_at": "2030-01-01T09:45:00+00:00"}
+    write_json_atomically(output / "run.json", {**record, "sessions": [stopped, last]})
+    text = status(output).stdout
+    assert "1 time(s) after an early stop, 0 time(s) after breaking off" in text
+    assert "; 10 steps (15 min 0 s) done twice" in text
+
+
 def test_silent_run_is_not_called_running(output):
     hours_ago = time.time() - 3 * 3600
     for name in ("run.json", "metrics.jsonl"):
