@@ -18,6 +18,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may depend 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes name no test: a gzip holds the time, so each worker would collect a test of another name."""
+    return argname if isinstance(val, bytes) else None
+
+
 def run(*command: object, check: bool = True, timeout: float = 600, **environment: str):
     """Run a command in the repository's root; its output is shown when it fails and `check` is set."""
     words = [str(word) for word in command]
