@@ -3,7 +3,7 @@
 FASTA headers are `>ID LABEL [test]`; DeepLoc's are `>ID LABEL-X [test]` with X one of M, S, U (membrane,
 soluble, unknown), and `test` its published test mark. Tables have the columns `sequence` and `label`,
 and `id` where they have one. DeepLoc 2.0's table has one 0/1 column per localization instead. A protein
-in several places has them joined by `|`.
+in several places has them joined by `|`, or as a list.
 """
 
 import csv
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from esm2_hyperpod.alphabet import AMINO_ACIDS
 from esm2_hyperpod.errors import UserError
@@ -22,6 +23,10 @@ DEEPLOC_2_COLUMNS = (
     "Cytoplasm", "Nucleus", "Extracellular", "Cell membrane", "Mitochondrion", "Plastid",
     "Endoplasmic reticulum", "Lysosome/Vacuole", "Golgi apparatus", "Peroxisome",
 )  # fmt: skip
+# Other names that published tables have for what we call by the first.
+SEQUENCE_COLUMNS = ("sequence", "seq", "aa_seq", "fasta")
+ID_COLUMNS = ("id", "acc", "sid", "name")
+HUB_SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 DEEPLOC_1_DOUBLE_LABEL = "Cytoplasm-Nucleus"
 
 
@@ -73,15 +78,26 @@ def read_hub_dataset(name: str) -> dict[str, Iterator[Protein]]:
         raise UserError(f"--dataset_name {name}: {reason}; check the name and the network") from None
     if "train" not in loaded:
         raise UserError(f"--dataset_name {name}: has no split train, only {', '.join(loaded)}")
-    wanted = [split for split in ("train", "validation", "test") if split in loaded]
-    return {split: _table_rows(_hub_rows(loaded[split]), f"{name} {split}", "row") for split in wanted}
+    found = {split: next((n for n in names if n in loaded), None) for split, names in HUB_SPLITS.items()}
+    return {
+        split: _table_rows(_hub_rows(loaded[theirs]), f"{name} {theirs}", "row")
+        for split, theirs in found.items()
+        if theirs
+    }
 
 
 def _hub_rows(split) -> Iterator[tuple[int, dict]]:
-    label = split.features.get("label")
-    names = getattr(label, "names", None)
+    feature = split.features.get("label")
+    names = getattr(getattr(feature, "feature", feature), "names", None)
     for number, row in enumerate(split, start=1):
-        yield number, {**row, "label": names[row["label"]]} if names else row
+        yield number, {**row, "label": _named(row["label"], names)} if names else row
+
+
+def _named(classes: Any, names: list[str]) -> Any:
+    """The names of one class number or a list of them; None where there is none, which the hub writes -1."""
+    if isinstance(classes, list):
+        return [_named(one, names) for one in classes]
+    return None if classes is None or classes < 0 else names[classes]
 
 
 def _read_fasta(path: Path) -> Iterator[Protein]:
@@ -121,20 +137,37 @@ def _table_rows(rows: Iterable[tuple[int, dict]], source: str, unit: str) -> Ite
         name, sequence, label = columns
         where = f"{source}:{number}" if unit == "line" else f"{source} {unit} {number}"
         if label:
-            labels = row[label]
+            labels = _joined(row[label], where)
         else:
-            labels = "|".join(place for place in DEEPLOC_2_COLUMNS if float(row.get(place) or 0) > 0)
+            labels = "|".join(place for place in DEEPLOC_2_COLUMNS if _is_one(row.get(place), place, where))
         identifier = str(row[name]) if name and row[name] is not None else f"{unit}{number}"
-        yield Protein(where, identifier, str(row[sequence] or ""), str(labels or ""))
+        yield Protein(where, identifier, str(row[sequence] or ""), labels)
     if columns is None:
         raise UserError(f"{source}: holds no row; give a table of proteins with columns sequence and label")
+
+
+def _joined(label: Any, where: str) -> str:
+    """A label as text, several joined by `|`; empty where there is none. The number 0 is a label, too."""
+    if isinstance(label, list):
+        if len(set(label)) < len(label):
+            raise UserError(f"{where}: label {label}: give the labels themselves, not a 0 or 1 for each")
+        return "|".join(part for one in label if (part := _joined(one, where)))
+    return "" if label is None or label != label else str(label)  # NaN is missing
+
+
+def _is_one(value: Any, place: str, where: str) -> bool:
+    try:
+        return float(value or 0) > 0
+    except ValueError:
+        raise UserError(f"{where}: {place} is {value!r}; it must be 0 or 1") from None
 
 
 def _find_columns(row: dict, source: str) -> tuple[str | None, str, str | None]:
     """The names of the id, sequence and label columns; label is None for DeepLoc 2.0's 0/1 columns."""
     names = {str(name).lower(): name for name in row if name is not None}
-    identifier = names.get("id") or names.get("acc") or names.get("sid")
-    sequence, label = names.get("sequence") or names.get("fasta"), names.get("label")
+    identifier = next((names[name] for name in ID_COLUMNS if name in names), None)
+    sequence = next((names[name] for name in SEQUENCE_COLUMNS if name in names), None)
+    label = names.get("label")
     if sequence and label:
         return identifier, sequence, label
     if sequence and {"Cytoplasm", "Nucleus"} <= set(row):

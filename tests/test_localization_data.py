@@ -4,6 +4,7 @@ import gzip
 import itertools
 import shutil
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -101,13 +102,48 @@ def test_parquet_gzip_and_dataset_folder_give_the_same(tmp_path):
         assert [(p.id, p.sequence, p.label) for p in rows] == [("a", "MKV", "X"), ("b", "MAA", "Y")]
 
 
+def write_hub_folder(folder, split, labels, feature):
+    rows = {"seq": ["MKV" + "A" * n for n in range(len(labels))], "label": labels}
+    features = datasets.Features({"seq": datasets.Value("string"), "label": feature})
+    folder.mkdir(exist_ok=True)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
+
+
+@pytest.mark.parametrize(
+    ("feature", "labels", "expected"),
+    [
+        (datasets.Value("int64"), [0, 1, None], ["0", "1", ""]),
+        (datasets.Value("float64"), [0.0, 1.0, float("nan")], ["0.0", "1.0", ""]),
+        (datasets.Value("string"), ["X", "X|Y", None], ["X", "X|Y", ""]),
+        (datasets.ClassLabel(names=["X", "Y"]), [0, 1, -1], ["X", "Y", ""]),
+        (datasets.List(datasets.ClassLabel(names=["X", "Y"])), [[0], [0, 1], []], ["X", "X|Y", ""]),
+        (datasets.List(datasets.Value("string")), [["Y"], ["Y", "X"], None], ["Y", "Y|X", ""]),
+    ],
+)
+def test_labels_of_hub_datasets_as_they_are_published(tmp_path, feature, labels, expected):
+    write_hub_folder(tmp_path / "hub", "train", labels, feature)
+    write_hub_folder(tmp_path / "hub", "valid", labels[:1], feature)
+    found = read_hub_dataset(str(tmp_path / "hub"))
+    assert {name: [p.label for p in rows] for name, rows in found.items()} == {
+        "train": expected,
+        "validation": expected[:1],
+    }
+
+
+def test_a_vector_of_zeros_and_ones_is_not_taken_for_labels(tmp_path):
+    write_hub_folder(tmp_path / "hub", "train", [[0, 1, 0]], datasets.List(datasets.Value("int64")))
+    with pytest.raises(UserError, match="give the labels themselves"):
+        list(read_hub_dataset(str(tmp_path / "hub"))["train"])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
         ("a.csv", b"", "holds no row"),
         ("a.csv", b"id,sequence,label\n", "holds no row"),
-        ("a.csv", b"name,seq\n1,MKV\n", "has no column sequence"),
+        ("a.csv", b"name,text\n1,MKV\n", "has no column sequence"),
         ("a.csv", b"sequence,place\nMKV,X\n", "has no column label"),
+        ("a.csv", b"Sequence,Cytoplasm,Nucleus\nMKV,1.0,no\n", "a.csv:2: Nucleus is 'no'; it must be 0 or 1"),
         ("a.csv", b'id,sequence,label\n1,"MKV,X\n', "not CSV"),
         ("a.csv", b"id,sequence,label\n1,\xff\xfe,X\n", "not UTF-8"),
         ("a.fasta", b"MKV\n", "must begin with '>'"),
