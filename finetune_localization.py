@@ -101,8 +101,7 @@ def run(args: FinetuningArguments) -> int | None:
     stop.listen()
     if args.train_file or args.dataset_name:
         if is_tuned(args.model_name_or_path):
-            adapter = read_adapter_settings(tuned)
-            args.tuning, args.pooling = adapter.tuning, adapter.pooling
+            args.continue_adapter(read_adapter_settings(tuned))
         exit_code = finetune(args, stop)
         if exit_code:
             return exit_code
@@ -139,7 +138,7 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
 
     set_seed(args.seed)
     lora = Lora(args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets)
-    model = build(settings, lora, args.device, adapter)
+    model = build(settings, lora, args.device, args.bf16, adapter)
     weights = balanced_weights(train.targets) if args.class_weights == "balanced" else None
     callbacks = [stop, StopWhenStale(args.early_stopping_patience * args.eval_steps)]
     trainer = LocalizationTrainer(model, args, train, validation, plan, weights, callbacks)
@@ -154,7 +153,9 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
         return leave(stop)
 
     trainer.model.eval()
-    validation_logits, test_logits = (predict_logits(trainer.model, part.ids) for part in (validation, test))
+    validation_logits, test_logits = (
+        predict_logits(trainer.model, part.ids, args.bf16) for part in (validation, test)
+    )
     if is_main:
         settings.calibrate(validation_logits, validation.targets)
         metrics = write_results(output_dir, splits, settings, train, test, test_logits, args.seed)
@@ -253,21 +254,25 @@ def predict(args: FinetuningArguments, tuned: Path, stop: StopRequests) -> int |
     """Predict every protein of --predict_file with the model in `tuned`; explain the first --explain."""
     fasta, output_dir, is_main = Path(args.predict_file), Path(args.output_dir), args.process_index == 0
     predictions, attributions = output_dir / "predictions.csv", output_dir / "attributions.csv"
-    predicted = already_predicted(fasta, predictions, weights=tuned)
-    explained = not args.explain or already_explained(fasta, attributions, tuned, args.explain)
+    predicted = already_predicted(fasta, predictions, tuned, args.bf16)
+    explained = not args.explain or already_explained(fasta, attributions, tuned, args.explain, args.bf16)
     messages = [f"{predictions}: finished already"] if predicted else []
+
+    def stopping() -> bool:
+        return stop.reason is not None
+
     if not (predicted and explained):
-        model, settings = load_tuned(tuned, args.device)
+        model, settings = load_tuned(tuned, args.device, args.bf16)
     if not predicted:
-        count = predict_file(model, settings, fasta, predictions, tuned, lambda: stop.reason is not None)
+        count = predict_file(model, settings, fasta, predictions, tuned, args.bf16, stopping)
         if count is None:
             return leave(stop)
         messages.append(f"{predictions}: {count:,} proteins")
     if explained and args.explain:
         messages.append(f"{attributions}: finished already")
     if not explained and is_main:
-        words = (model, settings, fasta, attributions, tuned, args.explain)
-        found = explain_file(*words, lambda: stop.reason is not None)
+        words = (model, settings, fasta, attributions, tuned, args.explain, args.bf16)
+        found = explain_file(*words, stopping)
         if found is None:
             return leave(stop)
         gap = max((abs(one.gap) for one in found), default=0.0)

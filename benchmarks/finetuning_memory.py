@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from bitsandbytes.nn import Linear4bit
 from torch.profiler import ProfilerActivity, profile
 from transformers import EsmForMaskedLM
 from transformers import logging as transformers_logging
@@ -96,12 +95,9 @@ def measure(plan: Plan) -> dict[str, int]:
         labels = [str(number) for number in range(LABELS)]
         settings = Settings(base, labels, False, plan.tuning, plan.pooling, plan.length, "ends")
         lora = Lora(plan.lora_rank, 2 * plan.lora_rank, 0.0, plan.lora_targets)
-        model = build(settings, lora, torch.device("cpu")).train()
+        model = build(settings, lora, torch.device("cpu"), plan.half).train()
     if plan.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for module in model.modules():
-        if isinstance(module, Linear4bit) and plan.half:
-            module.compute_dtype = torch.bfloat16  # as on a GPU that has it
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True)
     _step(model, plan, optimizer)

@@ -37,6 +37,7 @@ from esm2_hyperpod.throughput import device_name  # noqa: E402
 
 SMALL = 1_000
 TURNS = 5
+BF16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
 def main() -> None:
@@ -58,11 +59,11 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     torch.manual_seed(0)
     EsmForMaskedLM(build_config(args.model_size)).save_pretrained(folder / "base")
     settings = Settings(str(folder / "base"), list(LOCALIZATIONS), False, "qlora", "attention", 1024, "ends")
-    model = build(settings, Lora(8, 16, 0.0, "all"), device).eval()
+    model = build(settings, Lora(8, 16, 0.0, "all"), device, BF16).eval()
     model.save_pretrained(folder / "adapter")
     settings.save(folder / "adapter")
     merge_adapter(folder / "adapter", folder / "merged")
-    merged, _ = load_tuned(folder / "merged", device)
+    merged, _ = load_tuned(folder / "merged", device, BF16)
     for records in {args.timed, SMALL, args.records}:
         write_fasta(folder / f"{records}.fasta", records)
 
@@ -81,7 +82,8 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     residues = residues_read(fasta, settings)
     rates = {name: residues / statistics.median(times) for name, times in seconds.items()}
     print(f"{device_name(device)}, {torch.get_num_threads()} thread(s), torch {torch.__version__}")
-    print(f"{args.model_size}, 4-bit weights, at most {settings.max_seq_length:,} tokens a protein\n")
+    precision, most = "bf16" if BF16 else "fp32", settings.max_seq_length
+    print(f"{args.model_size}, 4-bit weights, {precision}, at most {most:,} tokens a protein\n")
     print("| way | real residues/s | ratio |\n|---|---|---|")
     for name, rate in rates.items():
         print(f"| {name} | {rate:,.0f} | {rate / rates['one protein at a time']:.2f} |")
@@ -107,13 +109,13 @@ def one_at_a_time(model: torch.nn.Module, settings: Settings, path: Path) -> Non
     """Predict each protein as a batch of its own."""
     for record in read_records(path):
         text = crop(record.sequence, settings.max_seq_length, settings.crop)
-        predict_logits(model, [encode(text.encode())])
+        predict_logits(model, [encode(text.encode())], BF16)
 
 
 def in_batches(model: torch.nn.Module, settings: Settings, path: Path, weights: Path) -> None:
     """Predict the file from its start."""
     with tempfile.TemporaryDirectory() as name:
-        predict_file(model, settings, path, Path(name) / "predictions.csv", weights)
+        predict_file(model, settings, path, Path(name) / "predictions.csv", weights, BF16)
 
 
 def peak_megabytes(folder: Path, records: int) -> float:

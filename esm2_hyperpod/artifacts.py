@@ -7,6 +7,7 @@ versions used, so that the next stage and the next run of the same stage can che
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from typing import Any
 from esm2_hyperpod.errors import UserError
 
 MANIFEST = "manifest.json"
+READ_BYTES = 1 << 20
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -38,6 +40,15 @@ def write_text_atomically(path: Path, text: str) -> None:
 def write_json_atomically(path: Path, content: Any) -> None:
     """`write_text_atomically` of `content` as indented JSON; key order is kept, so output is repeatable."""
     write_text_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file of any size."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while content := file.read(READ_BYTES):
+            digest.update(content)
+    return digest.hexdigest()
 
 
 def read_manifest(folder: Path, made_by: str) -> dict[str, Any]:

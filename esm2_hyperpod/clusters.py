@@ -8,7 +8,6 @@ its number). Training visits each cluster once an epoch and takes one of its row
 A record whose id the table does not list is a cluster of its own. Memory: 24 bytes a row of the table.
 """
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv, parquet
 
+from esm2_hyperpod.artifacts import file_digest
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.hashing import hash_ids
 
@@ -31,15 +31,6 @@ def table_digest(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"{path}: no such file; --clusters takes a TSV or Parquet of clusters and members")
     return file_digest(path)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while content := file.read(_READ_BYTES):
-            digest.update(content)
-    return digest.hexdigest()
 
 
 class ClusterTable:

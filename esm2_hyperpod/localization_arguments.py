@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.localization_encoding import CROPS
-from esm2_hyperpod.localization_model import LORA_TARGETS, POOLINGS, TUNINGS
+from esm2_hyperpod.localization_model import LORA_TARGETS, POOLINGS, TUNINGS, Settings
 from esm2_hyperpod.localization_split import METHODS
 from esm2_hyperpod.pretraining_arguments import option, refuse_what_does_not_apply
 
@@ -33,7 +33,7 @@ class FinetuningArguments(TrainingArguments):
     validation_file: str | None = option(None, "As --train_file; split off where absent.")
     test_file: str | None = option(None, "As --train_file; split off where absent.")
     dataset_name: str | None = option(
-        None, "A hub dataset with columns sequence and label, instead of files."
+        None, "A hub dataset with columns sequence (or seq) and label, instead of files."
     )
     split: str = option("similarity", "How absent splits are split off: similarity or random.", METHODS)
     predict_file: str | None = option(None, "With --do_predict: FASTA, predicted into predictions.csv.")
@@ -57,7 +57,9 @@ class FinetuningArguments(TrainingArguments):
     max_minutes: float | None = option(None, "Save, stop and exit with 75 after so many minutes.")
     save_minutes: float | None = option(None, "Also write a checkpoint every so many minutes.")
     dollars_per_node_hour: float | None = option(None, "Price of one node, for the cost in run_report.md.")
-    precision: str = option("auto", "auto is bf16 on GPUs that have it, else fp32.", ["auto", "bf16", "fp32"])
+    precision: str = option(
+        "auto", "Also of predictions. auto: bf16 on GPUs that have it.", ["auto", "bf16", "fp32"]
+    )
 
     per_device_train_batch_size: int = option(8, "Most proteins of one micro-batch.")
     num_train_epochs: float = option(10, "Passes over the training proteins, at most.")
@@ -102,6 +104,17 @@ class FinetuningArguments(TrainingArguments):
             self.max_steps = max(1, round(self.num_train_epochs * steps_per_epoch))
         self.eval_steps = self.save_steps = min(steps_per_epoch, self.max_steps)
 
+    def continue_adapter(self, adapter: Settings) -> None:
+        """Take what an adapter to be continued fixes. Raises `UserError` if other was asked for."""
+        fixed = {"tuning": adapter.tuning, "pooling": adapter.pooling}
+        for name in ("tuning", "pooling", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets"):
+            if self._was_given(name) and fixed.get(name) != getattr(self, name):
+                raise UserError(
+                    f"--{name} {getattr(self, name)}: {self.model_name_or_path} is continued as it is "
+                    f"({adapter.tuning}, pooling {adapter.pooling}); start from {adapter.base} instead"
+                )
+        self.tuning, self.pooling = adapter.tuning, adapter.pooling
+
     def identity(self) -> dict:
         """The options that make this run this run; a resumed run must have the same."""
         names = (
@@ -115,6 +128,9 @@ class FinetuningArguments(TrainingArguments):
         """The options that the splits depend on."""
         names = "train_file validation_file test_file dataset_name split seed"
         return {name: getattr(self, name) for name in names.split()}
+
+    def _was_given(self, name: str) -> bool:
+        return getattr(self, name) != type(self).__dataclass_fields__[name].default
 
     def _refuse_what_is_no_task(self) -> None:
         if not self.output_dir or not self.model_name_or_path:
@@ -134,3 +150,10 @@ class FinetuningArguments(TrainingArguments):
             raise UserError(
                 "nothing to do: give --train_file (labelled proteins) or --predict_file (proteins to predict)"
             )
+        if not (self.train_file or self.dataset_name):
+            for name in {**self.identity(), **self.data_identity()}:
+                if name not in ("model_name_or_path", "seed") and self._was_given(name):
+                    raise UserError(
+                        f"--{name} is for training, which needs --train_file: a tuned model predicts as it "
+                        "was trained"
+                    )

@@ -51,9 +51,9 @@ class Attribution:
     gap: float
 
 
-def already_explained(fasta: Path, output: Path, weights: Path, proteins: int) -> bool:
+def already_explained(fasta: Path, output: Path, weights: Path, proteins: int, bf16: bool) -> bool:
     """Whether `output` holds the attributions of so many proteins of this file by the model in `weights`."""
-    return output.is_file() and holds(output.with_suffix(".json"), _asked(fasta, weights, proteins))
+    return output.is_file() and holds(output.with_suffix(".json"), _asked(fasta, weights, proteins, bf16))
 
 
 def explain_file(
@@ -63,6 +63,7 @@ def explain_file(
     output: Path,
     weights: Path,
     proteins: int,
+    bf16: bool,
     stop_asked: Callable[[], bool] = lambda: False,
 ) -> list[Attribution] | None:
     """Write `output` (id, label, position, residue, attribution) and a picture of the same name.
@@ -74,7 +75,7 @@ def explain_file(
     found: list[Attribution] = []
     with_residues = (record for record in read_records(fasta) if residues_of(record))
     for record in itertools.islice(with_residues, proteins):
-        found += explain(model, settings, record.id, residues_of(record))
+        found += explain(model, settings, record.id, residues_of(record), bf16)
         if stop_asked():
             return None
     text = io.StringIO()
@@ -86,16 +87,22 @@ def explain_file(
     write_text_atomically(output, text.getvalue())
     if found:
         _draw(output.with_suffix(".png"), found[:PICTURED])
-    write_json_atomically(output.with_suffix(".json"), _asked(fasta, weights, proteins))
+    write_json_atomically(output.with_suffix(".json"), _asked(fasta, weights, proteins, bf16))
     return found
 
 
-def explain(model: torch.nn.Module, settings: Settings, name: str, sequence: str) -> list[Attribution]:
-    """The attributions of each label predicted for one protein; of one label unless `multi_label`."""
+def explain(
+    model: torch.nn.Module, settings: Settings, name: str, sequence: str, bf16: bool
+) -> list[Attribution]:
+    """The attributions of each label predicted for one protein; of one label unless `multi_label`.
+
+    `bf16` is how the label is predicted; attributions are computed in fp32.
+    """
     kept = crop(sequence, settings.max_seq_length, settings.crop)
     position = np.array(crop(list(range(1, len(sequence) + 1)), settings.max_seq_length, settings.crop))
     ids = encode(kept.encode())
-    given = probabilities(predict_logits(model, [ids]), settings.temperature, settings.multi_label)
+    logits = predict_logits(model, [ids], bf16)
+    given = probabilities(logits, settings.temperature, settings.multi_label)
     found = []
     for label in np.flatnonzero(decide(given, settings.multi_label)[0]):
         value, gap = integrated_gradients(model, ids, int(label))
@@ -109,7 +116,7 @@ def integrated_gradients(model: torch.nn.Module, ids: np.ndarray, label: int) ->
     """Attributions float64[residues] of the logit of `label`, and by how much their sum misses completeness.
 
     The path's integral is by Gauss-Legendre quadrature with ever more points until that gap is within
-    `TOLERANCE`, which fp32 reaches; bf16 arithmetic may not.
+    `TOLERANCE`, which fp32 reaches; 4-bit layers that compute in bf16 may not.
 
     Args:
         ids: one encoded protein, `<cls>` and `<eos>` included.
@@ -149,8 +156,8 @@ def _logits(model: torch.nn.Module, embeddings: torch.Tensor) -> torch.Tensor:
     return model(inputs_embeds=embeddings, attention_mask=mask).logits.float()
 
 
-def _asked(fasta: Path, weights: Path, proteins: int) -> dict:
-    return {**identity(fasta, weights), "proteins": proteins}
+def _asked(fasta: Path, weights: Path, proteins: int, bf16: bool) -> dict:
+    return {**identity(fasta, weights, bf16), "proteins": proteins}
 
 
 def _draw(path: Path, found: list[Attribution]) -> None:

@@ -21,7 +21,7 @@ def merge_adapter(adapter: Path, folder: Path) -> None:
     Raises `UserError` if `adapter` is none or its base cannot be loaded.
     """
     settings = read_adapter_settings(adapter)
-    model = load_base(replace(settings, tuning="lora"), torch.device("cpu"))
+    model = load_base(replace(settings, tuning="lora"), torch.device("cpu"), bf16=False)
     if settings.tuning == "qlora":
         round_to_4_bits(model, model.config.num_hidden_layers - (settings.pooling != "cls"))
     merged = attach_adapter(model, adapter).merge_and_unload()

@@ -104,14 +104,14 @@ def is_tuned(name_or_path: str) -> bool:
 
 
 def build(
-    settings: Settings, lora: Lora, device: torch.device, adapter: Path | None = None
+    settings: Settings, lora: Lora, device: torch.device, bf16: bool, adapter: Path | None = None
 ) -> EsmForSequenceClassification | PeftModel:
     """A model ready for training: base weights, fresh pooling and head, LoRA where `tuning` asks for it.
 
-    With `adapter`, that folder's LoRA, pooling and head instead of fresh ones.
+    With `adapter`, that folder's LoRA, pooling and head instead of fresh ones. `bf16` is as in `load_base`.
     Raises `UserError` if the base cannot be loaded.
     """
-    model = load_base(settings, device)
+    model = load_base(settings, device, bf16)
     if adapter is not None:
         model = attach_adapter(model, adapter, trainable=True)
         choose_trainable(model, settings)
@@ -149,8 +149,10 @@ def choose_trainable(model: torch.nn.Module, settings: Settings) -> None:
             parameter.requires_grad_(wanted)
 
 
-def load_base(settings: Settings, device: torch.device) -> EsmForSequenceClassification:
+def load_base(settings: Settings, device: torch.device, bf16: bool) -> EsmForSequenceClassification:
     """The base model with an untrained pooling layer and head; 4-bit where `tuning` is `qlora`.
+
+    Weights are fp32; `bf16` is what 4-bit ones compute in, autocast being told by the caller.
 
     Raises `UserError` if it is no ESM-2 model, cannot be read, or lacks weights.
     """
@@ -169,7 +171,7 @@ def load_base(settings: Settings, device: torch.device) -> EsmForSequenceClassif
                 if settings.multi_label
                 else "single_label_classification",
                 num_hidden_layers=config.num_hidden_layers + len(extra),
-                quantization_config=_four_bit(extra) if settings.tuning == "qlora" else None,
+                quantization_config=_four_bit(extra, bf16) if settings.tuning == "qlora" else None,
                 device_map={"": device},
                 dtype=torch.float32,
                 use_safetensors=True,
@@ -198,11 +200,14 @@ def load_base(settings: Settings, device: torch.device) -> EsmForSequenceClassif
     return model
 
 
-def load_tuned(folder: Path, device: torch.device) -> tuple[torch.nn.Module, Settings]:
-    """A tuned model, frozen and in evaluation mode, and its settings. Raises `UserError` if it is damaged."""
+def load_tuned(folder: Path, device: torch.device, bf16: bool) -> tuple[torch.nn.Module, Settings]:
+    """A tuned model, frozen and in evaluation mode, and its settings. Raises `UserError` if it is damaged.
+
+    `bf16` is as in `load_base`.
+    """
     settings = read_settings(folder)
     if (folder / ADAPTER).is_file():
-        model = attach_adapter(load_base(settings, device), folder)
+        model = attach_adapter(load_base(settings, device, bf16), folder)
     else:
         with _damaged(folder):
             model = EsmForSequenceClassification.from_pretrained(
@@ -240,15 +245,14 @@ def _first_sentence(error: Exception) -> str:
     return " ".join(str(error).split()).split(". ")[0][:200]
 
 
-def _four_bit(pooling_layer: list[str]) -> BitsAndBytesConfig:
+def _four_bit(pooling_layer: list[str], bf16: bool) -> BitsAndBytesConfig:
     # The head learns in full precision: a quantized one takes no gradient. The pooling layer is fresh.
     kept = ["classifier", "esm.contact_head", *(f"esm.{name}" for name in pooling_layer)]
-    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if has_bf16 else torch.float32,
+        bnb_4bit_compute_dtype=torch.bfloat16 if bf16 else torch.float32,
         llm_int8_skip_modules=kept,
     )
 

@@ -1,7 +1,6 @@
 """Predictions: of proteins in memory, and of a FASTA file of any size in constant memory."""
 
 import csv
-import hashlib
 import io
 import itertools
 import json
@@ -16,7 +15,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from esm2_hyperpod.alphabet import encode
-from esm2_hyperpod.artifacts import write_json_atomically
+from esm2_hyperpod.artifacts import file_digest, write_json_atomically
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.fasta_records import Record, read_records
 from esm2_hyperpod.localization_encoding import collate, crop
@@ -34,16 +33,17 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def predict_logits(model: torch.nn.Module, ids: Sequence[np.ndarray]) -> np.ndarray:
+def predict_logits(model: torch.nn.Module, ids: Sequence[np.ndarray], bf16: bool) -> np.ndarray:
     """Logits float32[proteins, labels] of encoded proteins, in their order, on every rank.
 
-    Proteins of like length share a batch; ranks take batches in turn.
+    Proteins of like length share a batch; ranks take batches in turn. With `bf16` under autocast, as training
+    in bf16 is.
     """
     device = next(model.parameters()).device
     batches = length_batches([len(row) for row in ids], BATCH_TOKENS[device.type])
     processes = dist.get_world_size() if dist.is_initialized() else 1
     own = {}
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for number in range(rank(), len(batches), processes):
             inputs = collate([{"input_ids": ids[index]} for index in batches[number]])
             inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
@@ -70,14 +70,14 @@ def length_batches(lengths: Sequence[int], tokens: int) -> list[np.ndarray]:
     return batches
 
 
-def already_predicted(fasta: Path, output: Path, weights: Path) -> bool:
-    """Whether `output` holds the predictions of this file by the model in `weights`.
+def already_predicted(fasta: Path, output: Path, weights: Path, bf16: bool) -> bool:
+    """Whether `output` holds the predictions of this file by the model in `weights`, in this precision.
 
     Raises `UserError` if there is no such FASTA file.
     """
     if not fasta.is_file():
         raise UserError(f"--predict_file {fasta}: no such file; give the proteins as FASTA (.gz too)")
-    return output.is_file() and holds(output.with_suffix(".json"), identity(fasta, weights))
+    return output.is_file() and holds(output.with_suffix(".json"), identity(fasta, weights, bf16))
 
 
 def predict_file(
@@ -86,25 +86,28 @@ def predict_file(
     fasta: Path,
     output: Path,
     weights: Path,
+    bf16: bool,
     stop_asked: Callable[[], bool] = lambda: False,
 ) -> int | None:
     """Write `output` (id, label, the probability of each label), one row a record of `fasta`, in its order.
 
     Memory does not grow with the file. Rows go to `OUTPUT.partial`, a whole chunk at a time, and an
-    interrupted run goes on after the last whole chunk, provided that file and model are the same.
-    `weights` is the folder the model was loaded from. All ranks take part. Returns the number of proteins
-    in `output`; None if rank 0's `stop_asked`, looked at after each chunk, ended it early.
+    interrupted run goes on after the last whole chunk, provided that file, model and precision are the same.
+    `weights` is the folder the model was loaded from, `bf16` as in `predict_logits`. All ranks take part.
+    Returns the number of proteins in `output`; None if rank 0's `stop_asked`, looked at after each chunk,
+    ended it early.
 
     Raises `UserError` if `fasta` is no FASTA file.
     """
     partial = output.with_name(output.name + ".partial")
-    done = _shared(_resume(partial, identity(fasta, weights), settings) if rank() == 0 else None)
+    done = _shared(_resume(partial, identity(fasta, weights, bf16), settings) if rank() == 0 else None)
     records = itertools.islice(read_records(fasta), done, None)
     bar = tqdm(initial=done, unit=" proteins", desc=f"predicting {fasta.name}", disable=rank() > 0)
     for chunk in _chunks(records):
         sequences = [residues_of(record) for record in chunk]
         ids = [encode(crop(text, settings.max_seq_length, settings.crop).encode()) for text in sequences]
-        rows = probabilities(predict_logits(model, ids), settings.temperature, settings.multi_label)
+        logits = predict_logits(model, ids, bf16)
+        rows = probabilities(logits, settings.temperature, settings.multi_label)
         if rank() == 0:
             _append(partial, _csv_rows(chunk, sequences, rows, settings))
         done += len(chunk)
@@ -120,14 +123,12 @@ def predict_file(
     return done
 
 
-def identity(fasta: Path, weights: Path) -> dict:
-    """What predictions depend on: the FASTA file, and the model in the folder `weights`."""
+def identity(fasta: Path, weights: Path, bf16: bool) -> dict:
+    """What predictions depend on: the FASTA file, the model in the folder `weights`, and the precision."""
     facts = fasta.stat()
-    digest = hashlib.sha256()
-    for path in [*sorted(weights.glob("*.safetensors")), weights / SETTINGS]:
-        digest.update(path.read_bytes())
     file = {"path": str(fasta.resolve()), "bytes": facts.st_size, "modified_ns": facts.st_mtime_ns}
-    return {"file": file, "model": digest.hexdigest()}
+    parts = [*sorted(weights.glob("*.safetensors")), weights / SETTINGS]
+    return {"file": file, "model": {path.name: file_digest(path) for path in parts}, "bf16": bf16}
 
 
 def residues_of(record: Record) -> str:

@@ -179,7 +179,7 @@ class LocalizationTrainer(ResumableTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """Loss and scores of the validation proteins, logged."""
         self.model.eval()
-        logits = predict_logits(self.model, self.eval_dataset.ids)
+        logits = predict_logits(self.model, self.eval_dataset.ids, self.args.bf16)
         self.model.train()
         targets = self.eval_dataset.targets
         loss = classification_loss(torch.from_numpy(logits), torch.from_numpy(targets), None)

@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 
 from esm2_hyperpod.arrow_bytes import values_of
 from esm2_hyperpod.arrow_dataset import ShardWriter
-from esm2_hyperpod.clusters import ClusterTable, file_digest
+from esm2_hyperpod.artifacts import file_digest
+from esm2_hyperpod.clusters import ClusterTable
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.hashing import hash_ids
 from esm2_hyperpod.splits import SPLITS, Fractions, split_of

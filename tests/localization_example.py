@@ -9,7 +9,7 @@ import torch
 from transformers import EsmForMaskedLM
 
 from esm2_hyperpod.alphabet import build_tokenizer
-from esm2_hyperpod.localization_model import Lora, Settings
+from esm2_hyperpod.localization_model import Lora, Settings, build
 from esm2_hyperpod.model import build_config
 
 CPU = torch.device("cpu")
@@ -32,6 +32,11 @@ def write_base(folder: Path) -> None:
 def settings_of(base: Path, **changes) -> Settings:
     """LoRA and mean pooling on `base`, unless `changes` say otherwise."""
     return replace(Settings(str(base), list(COUNTS), False, "lora", "mean", 64, "ends"), **changes)
+
+
+def untuned(settings: Settings) -> torch.nn.Module:
+    """The model that fine-tuning with these settings starts from, in fp32."""
+    return build(settings, LORA, CPU, bf16=False)
 
 
 def write_labelled(path: Path, seed: int = 0) -> None:

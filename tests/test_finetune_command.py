@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, on_demand, run
-from localization_example import COUNTS, FAVOURITES, write_base, write_fasta, write_labelled
+from localization_example import COUNTS, FAVOURITES, write_fasta, write_labelled
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -24,9 +24,9 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def example(tmp_path_factory) -> Path:
+def example(tmp_path_factory, base) -> Path:
     folder = tmp_path_factory.mktemp("finetuning")
-    write_base(folder / "base")
+    (folder / "base").symlink_to(base)
     write_labelled(folder / "labelled.csv")
     write_fasta(folder / "new.fasta", 40)
     return folder
@@ -137,16 +137,31 @@ def test_other_options_are_refused_in_a_finished_folder(example, finished):
     assert "was made with lora_rank=8, this run asks for 4" in last and "Traceback" not in result.stderr
 
 
-def test_the_adapter_alone_gives_the_same_probabilities_in_a_fresh_process(example, finished, tmp_path):
-    fasta = tmp_path / "test.fasta"
-    test = read_csv(finished[0] / "splits" / "test.csv")
-    fasta.write_text("".join(f">{row['id']}\n{row['sequence']}\n" for row in test))
-    adapter = finished[0] / "adapter"
-    words = ["--model_name_or_path", adapter, "--predict_file", fasta, "--output_dir", tmp_path / "out"]
-    run("finetune_localization.py", *words)
-    again, first = read_csv(tmp_path / "out/predictions.csv"), read_csv(finished[0] / "test_predictions.csv")
-    assert [row["label"] for row in again] == [row["label"] for row in first]
-    assert numbers(again) == pytest.approx(numbers(first), abs=2e-6)
+@pytest.fixture(scope="module")
+def held_out(example, finished) -> Path:
+    """The test proteins of `finished`, and of every run with its data and seed, as FASTA."""
+    rows = read_csv(finished[0] / "splits" / "test.csv")
+    fasta = example / "test.fasta"
+    fasta.write_text("".join(f">{row['id']}\n{row['sequence']}\n" for row in rows))
+    return fasta
+
+
+def assert_same_predictions(again: Path, first: Path) -> None:
+    rows = read_csv(again), read_csv(first)
+    assert [row["label"] for row in rows[0]] == [row["label"] for row in rows[1]]
+    assert numbers(rows[0]) == pytest.approx(numbers(rows[1]), abs=2e-6)
+
+
+def test_the_adapter_alone_gives_the_same_probabilities_in_a_fresh_process(finished, held_out, tmp_path):
+    words = ["--model_name_or_path", finished[0] / "adapter", "--predict_file", held_out]
+    run("finetune_localization.py", *words, "--output_dir", tmp_path / "out")
+    assert_same_predictions(tmp_path / "out/predictions.csv", finished[0] / "test_predictions.csv")
+
+
+def test_predictions_are_made_in_the_precision_of_training(example, held_out, tmp_path):
+    more = ["--max_steps", 8, "--precision", "bf16", "--predict_file", held_out]
+    run(*command(example, tmp_path / "out", *more))
+    assert_same_predictions(tmp_path / "out/predictions.csv", tmp_path / "out/test_predictions.csv")
 
 
 def test_peft_loads_the_adapter_without_us_and_the_merged_model_needs_no_peft(finished):
@@ -158,7 +173,8 @@ def test_peft_loads_the_adapter_without_us_and_the_merged_model_needs_no_peft(fi
     assert list(merged.config.id2label.values()) == list(COUNTS)
     tokenizer = AutoTokenizer.from_pretrained(output / "merged")
     settings = read_settings(output / "adapter")
-    with_peft = PeftModel.from_pretrained(load_base(settings, torch.device("cpu")), output / "adapter").eval()
+    fresh = load_base(settings, torch.device("cpu"), bf16=False)
+    with_peft = PeftModel.from_pretrained(fresh, output / "adapter").eval()
     for row in rows:
         sequence = sequences[row["id"]]
         if len(sequence) > 62:

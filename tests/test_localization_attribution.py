@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from localization_example import COUNTS, CPU, LORA, settings_of
+from localization_example import COUNTS, settings_of, untuned
 
 from esm2_hyperpod.alphabet import AMINO_ACIDS, TOKENS, encode
 from esm2_hyperpod.localization_attribution import (
@@ -16,7 +16,7 @@ from esm2_hyperpod.localization_attribution import (
     explain_file,
     integrated_gradients,
 )
-from esm2_hyperpod.localization_model import Settings, build
+from esm2_hyperpod.localization_model import Settings
 
 SEQUENCE = "MKVLLAAGGDDEEKKWWCHSPXTFYNQR"
 
@@ -25,7 +25,7 @@ def tuned(base: Path, **changes) -> tuple[torch.nn.Module, Settings]:
     """A model whose head and queries are strong enough for logits to differ."""
     settings = settings_of(base, **changes)
     torch.manual_seed(1)
-    model = build(settings, LORA, CPU).eval()
+    model = untuned(settings).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "classifier" in name or "lora_" in name:
@@ -73,7 +73,7 @@ def test_one_residue_that_matters_gets_it_all(base):
 
 def test_positions_of_a_cropped_protein_are_those_of_the_whole(base):
     model, settings = tuned(base, max_seq_length=12)
-    (found,) = explain(model, settings, "p", SEQUENCE)
+    (found,) = explain(model, settings, "p", SEQUENCE, False)
     assert found.position.tolist() == [1, 2, 3, 4, 5, 24, 25, 26, 27, 28]
     assert found.residues == SEQUENCE[:5] + SEQUENCE[-5:]
     assert found.label in COUNTS and 1 / 3 < found.probability <= 1
@@ -85,7 +85,7 @@ def test_each_of_several_labels_is_explained(base, tmp_path):
         model.get_base_model().classifier.modules_to_save["default"].out_proj.bias += torch.tensor(
             [9.0, -9.0, 9.0]
         )
-    first, second = explain(model, settings, "p", SEQUENCE)
+    first, second = explain(model, settings, "p", SEQUENCE, False)
     assert (first.label, second.label) == ("Cytoplasm", "Nucleus")
     assert not np.allclose(first.value, second.value)
 
@@ -97,13 +97,13 @@ def test_the_table_of_a_file_and_what_makes_it_current(base, tmp_path):
     settings.save(weights)
     fasta.write_text(f">empty\n>one x\n{SEQUENCE.lower()}*\n>two\nMKV\n>three\nMCW\n")
     words = (model, settings, fasta, output, weights)
-    assert explain_file(*words, 2, stop_asked=lambda: True) is None and not output.exists()
-    assert [one.id for one in explain_file(*words, 2)] == ["one", "two"]
+    assert explain_file(*words, 2, False, stop_asked=lambda: True) is None and not output.exists()
+    assert [one.id for one in explain_file(*words, 2, False)] == ["one", "two"]
     rows = list(csv.DictReader(output.read_text().splitlines()))
     assert "".join(row["residue"] for row in rows) == SEQUENCE + "MKV"
     assert [int(row["position"]) for row in rows] == [*range(1, 29), 1, 2, 3]
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert already_explained(fasta, output, weights, 2)
-    assert not already_explained(fasta, output, weights, 3)
+    assert already_explained(fasta, output, weights, 2, False)
+    assert not already_explained(fasta, output, weights, 3, False)
     fasta.write_text(">one\nMKV\n")
-    assert not already_explained(fasta, output, weights, 2)
+    assert not already_explained(fasta, output, weights, 2, False)

@@ -1,0 +1,82 @@
+"""Predictions: batches by length, files that are whole or go on to the same bytes."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from localization_example import settings_of, untuned, write_fasta
+
+from esm2_hyperpod import localization_prediction
+from esm2_hyperpod.alphabet import encode
+from esm2_hyperpod.localization_prediction import length_batches, predict_file, predict_logits
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(50, 600))
+def test_batches_by_length_hold_everything_once_within_the_budget(lengths, tokens):
+    batches = length_batches(lengths, tokens)
+    assert sorted(i for part in batches for i in part) == list(range(len(lengths)))
+    for part in batches:
+        assert len(part) == 1 or len(part) * max(lengths[i] for i in part) <= tokens
+
+
+def test_prediction_does_not_depend_on_the_company(base):
+    model = untuned(settings_of(base, tuning="head")).eval()
+    ids = [encode(text) for text in (b"MKV", b"MKVLLAAGGDDEEKK" * 5, b"MW", b"MCCCCWWW" * 3)]
+    together = predict_logits(model, ids, False)
+    alone = np.concatenate([predict_logits(model, [row], False) for row in ids])
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_prediction_asked_to_stop_leaves_whole_chunks(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(localization_prediction, "CHUNK", 8)
+    settings = settings_of(base, tuning="head")
+    model = untuned(settings).eval()
+    model.save_pretrained(tmp_path / "model")
+    settings.save(tmp_path / "model")
+    write_fasta(tmp_path / "a.fasta", 20)
+    words = (model, settings, tmp_path / "a.fasta", tmp_path / "out.csv", tmp_path / "model", False)
+    assert predict_file(*words, stop_asked=lambda: True) is None
+    assert len((tmp_path / "out.csv.partial").read_text().splitlines()) == 1 + 8
+    assert predict_file(*words) == 20
+    assert [row.split(",")[0] for row in (tmp_path / "out.csv").read_text().splitlines()[1:]] == [
+        f"q{number}" for number in range(20)
+    ]
+
+
+def test_an_interrupted_prediction_goes_on_to_the_same_bytes(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(localization_prediction, "CHUNK", 8)
+    settings = settings_of(base, tuning="head")
+    model = untuned(settings).eval()
+    model.save_pretrained(tmp_path / "model")
+    settings.save(tmp_path / "model")
+    fasta = tmp_path / "a.fasta"
+    write_fasta(fasta, 30)
+    fasta.write_text(fasta.read_text() + ">empty\n>lower case\nmkvllaX*\n")
+    whole, torn = tmp_path / "whole.csv", tmp_path / "torn.csv"
+    assert predict_file(model, settings, fasta, whole, tmp_path / "model", False) == 32
+    rows = whole.read_text().splitlines()
+    assert rows[31] == "empty,,,," and rows[32].startswith("lower,")
+
+    calls = []
+
+    def interrupted(model, ids, bf16):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(len(ids))
+        return predict_logits(model, ids, bf16)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(localization_prediction, "predict_logits", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            predict_file(model, settings, fasta, torn, tmp_path / "model", False)
+    assert not torn.exists()
+    partial = tmp_path / "torn.csv.partial"
+    partial.write_bytes(partial.read_bytes()[:-5])  # the last row did not reach the disk
+    monkeypatch.setattr(
+        localization_prediction,
+        "predict_logits",
+        lambda m, ids, bf16: (calls.append(len(ids)), predict_logits(m, ids, bf16))[1],
+    )
+    predict_file(model, settings, fasta, torn, tmp_path / "model", False)
+    assert torn.read_bytes() == whole.read_bytes()
+    assert calls == [8, 8, 8, 8, 8]  # the first chunk was kept, the torn second one done again
