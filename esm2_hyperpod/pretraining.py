@@ -26,6 +26,7 @@ from esm2_hyperpod.resumable_trainer import ResumableTrainer
 from esm2_hyperpod.run_record import plot_training_curve
 from esm2_hyperpod.schedule import SCHEDULES
 from esm2_hyperpod.sequence_store import SequenceStore
+from esm2_hyperpod.sharding import sum_gradients_in_fp32
 from esm2_hyperpod.throughput import Counts, Meter
 
 # Below so many sequences each process plans by itself in less than the time it takes to wait for another.
@@ -126,6 +127,7 @@ class PretrainingTrainer(ResumableTrainer):
         super().__init__(
             model, args, train_dataset=train_split, eval_dataset=validation_split, callbacks=callbacks
         )
+        sum_gradients_in_fp32(self.accelerator)
         self.model_accepts_loss_kwargs = True  # makes Trainer count the masked tokens of all ranks
         self._train_split = train_split
         self._validation_split = validation_split

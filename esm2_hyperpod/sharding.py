@@ -1,9 +1,11 @@
 """FSDP2: on CPU processes too, and a line that says whether parameters are really sharded."""
 
 import os
+from dataclasses import replace
 from functools import wraps
 
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
@@ -32,6 +34,16 @@ def enable_fsdp_on_cpu() -> None:
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     AcceleratorState.__init__ = __init__
+
+
+def sum_gradients_in_fp32(accelerator: Accelerator) -> None:
+    """Have FSDP2 sum bf16 gradients over ranks and micro-batches in fp32, as DDP does. Before training.
+
+    accelerate's policy for bf16 rounds each rank's part to bf16 before the sum; torchtitan's does not.
+    """
+    if accelerator.is_fsdp2 and accelerator.mixed_precision == "bf16":
+        plugin = accelerator.state.fsdp_plugin
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
 
 
 class SaySharding(TrainerCallback):

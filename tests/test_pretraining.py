@@ -9,14 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from conftest import ROOT, run, run_each
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from esm2_hyperpod.artifacts import only_writer
+from esm2_hyperpod.sharding import sum_gradients_in_fp32
 
 SMALL = (
     "--model_size tiny --max_steps 8 --tokens_per_device 512 --global_batch_tokens 2048 --max_seq_length 256 "
@@ -267,6 +270,21 @@ def test_wrong_flags_get_one_clear_line(tokenized, tmp_path):
 def test_ways_to_compute_agree(tokenized, undisturbed, tmp_path, flag):
     train(tokenized, tmp_path, flag, "true")
     assert_close(metrics(tmp_path), metrics(undisturbed), 1e-3)
+
+
+def test_bf16_under_fsdp_is_near_fp32(tokenized, undisturbed, tmp_path):
+    train(tokenized, tmp_path, "--precision", "bf16", processes=2, fsdp=True)
+    assert metrics(tmp_path) != metrics(undisturbed)
+    assert_close(metrics(tmp_path), metrics(undisturbed), 2e-2)
+
+
+def test_gradients_in_bf16_are_summed_in_fp32():
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    plugin.set_mixed_precision("bf16")
+    state = SimpleNamespace(fsdp_plugin=plugin)
+    sum_gradients_in_fp32(SimpleNamespace(is_fsdp2=True, mixed_precision="bf16", state=state))
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
 
 
 @pytest.fixture(scope="session")
