@@ -91,7 +91,7 @@ def memory_plan(args: FinetuningArguments) -> localization_memory.Plan:
         batches.micro_batch,
         args.max_seq_length,
         half=args.precision != "fp32",
-        checkpointing=args.gradient_checkpointing,
+        checkpointing=args.activation_checkpointing,
     )
 
 

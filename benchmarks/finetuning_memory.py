@@ -97,7 +97,7 @@ def measure(plan: Plan) -> dict[str, int]:
         lora = Lora(plan.lora_rank, 2 * plan.lora_rank, 0.0, plan.lora_targets)
         model = build(settings, lora, torch.device("cpu"), plan.half).train()
     if plan.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True)
     _step(model, plan, optimizer)

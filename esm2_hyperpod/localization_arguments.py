@@ -95,6 +95,7 @@ class FinetuningArguments(TrainingArguments):
         self.load_best_model_at_end = True
         self.ignore_data_skip = True  # our sampler starts at the right step by itself
         self.logging_nan_inf_filter = False  # checked where losses are shared
+        self.ddp_find_unused_parameters = False  # all are used; looking for them costs a pass over the graph
         super().__post_init__()
 
     def set_steps(self, steps_per_epoch: int, accumulation: int) -> None:

@@ -187,7 +187,7 @@ def describe(name: str, plan: Plan) -> str:
             f"{plan.length:,} tokens, {'bf16' if plan.half else 'fp32'}",
             f"{'GB on each device':<52}{'plain':>8}{'checkpointing*':>16}",
             *table,
-            "* --gradient_checkpointing true. The formula was compared with training steps on a CPU, not",
+            "* --activation_checkpointing true. The formula was compared with training steps on a CPU, not",
             "  on a GPU: leave some room.",
         ]
     )

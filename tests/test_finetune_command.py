@@ -265,7 +265,7 @@ def test_proteins_in_several_places_from_a_dataset_with_a_whole_model(example, t
 def test_an_adapter_is_trained_further(example, finished, tmp_path):
     words = ["--model_name_or_path", finished[0] / "adapter", "--output_dir", tmp_path / "out"]
     words += ["--train_file", example / "labelled.csv", *FLAGS, "--max_steps", 2, "--learning_rate", "1e-6"]
-    words += ["--gradient_checkpointing", "true"]
+    words += ["--activation_checkpointing", "true"]
     run("finetune_localization.py", *words)
     first, further = (
         json.loads((out / "metrics.json").read_text()) for out in (finished[0], tmp_path / "out")
