@@ -27,33 +27,34 @@ def test_prediction_does_not_depend_on_the_company(base):
     assert together == pytest.approx(alone, abs=1e-5)
 
 
-def test_a_prediction_asked_to_stop_leaves_whole_chunks(base, tmp_path, monkeypatch):
+@pytest.fixture
+def predict(base, tmp_path, monkeypatch):
+    """`predict_file` of a FASTA file into another, by a model of its own, in chunks of eight proteins."""
     monkeypatch.setattr(localization_prediction, "CHUNK", 8)
-    settings = settings_of(base, tuning="head")
+    settings, folder = settings_of(base, tuning="head"), tmp_path / "model"
     model = untuned(settings).eval()
-    model.save_pretrained(tmp_path / "model")
-    settings.save(tmp_path / "model")
+    model.save_pretrained(folder)
+    settings.save(folder)
+    return lambda fasta, output, **more: predict_file(model, settings, fasta, output, folder, False, **more)
+
+
+def test_a_prediction_asked_to_stop_leaves_whole_chunks(predict, tmp_path):
     write_fasta(tmp_path / "a.fasta", 20)
-    words = (model, settings, tmp_path / "a.fasta", tmp_path / "out.csv", tmp_path / "model", False)
-    assert predict_file(*words, stop_asked=lambda: True) is None
+    files = (tmp_path / "a.fasta", tmp_path / "out.csv")
+    assert predict(*files, stop_asked=lambda: True) is None
     assert len((tmp_path / "out.csv.partial").read_text().splitlines()) == 1 + 8
-    assert predict_file(*words) == 20
+    assert predict(*files) == 20
     assert [row.split(",")[0] for row in (tmp_path / "out.csv").read_text().splitlines()[1:]] == [
         f"q{number}" for number in range(20)
     ]
 
 
-def test_an_interrupted_prediction_goes_on_to_the_same_bytes(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(localization_prediction, "CHUNK", 8)
-    settings = settings_of(base, tuning="head")
-    model = untuned(settings).eval()
-    model.save_pretrained(tmp_path / "model")
-    settings.save(tmp_path / "model")
+def test_an_interrupted_prediction_goes_on_to_the_same_bytes(predict, tmp_path, monkeypatch):
     fasta = tmp_path / "a.fasta"
     write_fasta(fasta, 30)
     fasta.write_text(fasta.read_text() + ">empty\n>lower case\nmkvllaX*\n")
     whole, torn = tmp_path / "whole.csv", tmp_path / "torn.csv"
-    assert predict_file(model, settings, fasta, whole, tmp_path / "model", False) == 32
+    assert predict(fasta, whole) == 32
     rows = whole.read_text().splitlines()
     assert rows[31] == "empty,,,," and rows[32].startswith("lower,")
 
@@ -68,7 +69,7 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bytes(base, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(localization_prediction, "predict_logits", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            predict_file(model, settings, fasta, torn, tmp_path / "model", False)
+            predict(fasta, torn)
     assert not torn.exists()
     partial = tmp_path / "torn.csv.partial"
     partial.write_bytes(partial.read_bytes()[:-5])  # the last row did not reach the disk
@@ -77,6 +78,6 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bytes(base, tmp_path, mon
         "predict_logits",
         lambda m, ids, bf16: (calls.append(len(ids)), predict_logits(m, ids, bf16))[1],
     )
-    predict_file(model, settings, fasta, torn, tmp_path / "model", False)
+    predict(fasta, torn)
     assert torn.read_bytes() == whole.read_bytes()
     assert calls == [8, 8, 8, 8, 8]  # the first chunk was kept, the torn second one done again
