@@ -144,7 +144,7 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
     trainer = LocalizationTrainer(model, args, train, validation, plan, weights, callbacks)
     checkpoint = trainer.resume_point()
     if is_main:
-        run_record.begin_run(output_dir, options, facts(args), trainer.first_step, trainer.saved_at)
+        run_record.begin_run(output_dir, options, facts(args, splits), trainer.first_step, trainer.saved_at)
         describe(trainer, splits, settings, [train, validation, test])
 
     trainer.train_from(checkpoint)
@@ -239,13 +239,14 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def facts(args: FinetuningArguments) -> dict:
+def facts(args: FinetuningArguments, splits: Splits) -> dict:
     """What is worth knowing about this start of the run, beyond its options."""
     return {
         **run_record.place(),
         "processes": args.world_size,
         "device": device_name(args.device),
         "precision": "bf16" if args.bf16 else "fp32",
+        "synthetic_data": splits.facts["synthetic_data"],
         "versions": package_versions("torch", "transformers", "accelerate", "peft", "bitsandbytes"),
     }
 
