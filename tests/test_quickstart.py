@@ -20,6 +20,8 @@ def test_everything_runs_and_a_second_time_does_nothing(tmp_path):
         "ddp/training_curve.png", "fsdp/training_curve.png", "localization/confusion_matrix.png",
     ):  # fmt: skip
         assert (tmp_path / made).is_file(), made
+    for run_folder in ("ddp", "fsdp", "localization"):
+        assert "The data are synthetic" in (tmp_path / run_folder / "run_report.md").read_text(), run_folder
     assert "$ python 0.download_data.py" in log and "FSDP2: " in log and "SYNTHETIC" in log
     table = log[log.rindex("step  ") :]
     assert re.search(r"0 download +\d+ +csv/ +12,000 records, [\d,]+ residues", table)
