@@ -42,21 +42,16 @@ def predict_logits(model: torch.nn.Module, ids: Sequence[np.ndarray], bf16: bool
     device = next(model.parameters()).device
     batches = length_batches([len(row) for row in ids], BATCH_TOKENS[device.type])
     processes = dist.get_world_size() if dist.is_initialized() else 1
-    own = {}
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        for number in range(rank(), len(batches), processes):
-            inputs = collate([{"input_ids": ids[index]} for index in batches[number]])
+        # One tensor for all: small results kept between large temporaries would leave holes in the heap.
+        logits = torch.zeros(len(ids), model.config.num_labels, device=device)
+        for batch in batches[::-1][rank() :: processes]:  # the longest first: no later one needs more memory
+            inputs = collate([{"input_ids": ids[index]} for index in batch])
             inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-            own[number] = model(**inputs).logits.float().cpu().numpy()
-    parts = [own]
-    if processes > 1:
-        parts = [None] * processes
-        dist.all_gather_object(parts, own)
-    found = {number: logits for part in parts for number, logits in part.items()}
-    order = np.concatenate(batches)
-    logits = np.empty((len(ids), next(iter(found.values())).shape[1]), dtype=np.float32)
-    logits[order] = np.concatenate([found[number] for number in range(len(batches))])
-    return logits
+            logits[torch.from_numpy(batch).to(device)] = model(**inputs).logits.float()
+        if processes > 1:
+            dist.all_reduce(logits)  # exact: of each row, all ranks but one hold zeros
+    return logits.cpu().numpy()
 
 
 def length_batches(lengths: Sequence[int], tokens: int) -> list[np.ndarray]:
