@@ -11,8 +11,9 @@ the whole command for 1,000 records and for --records.
 
 import argparse
 import io
-import os
+import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -122,12 +123,16 @@ def peak_megabytes(folder: Path, records: int) -> float:
     """Peak resident memory of the prediction command on a file of so many records."""
     words = ["--model_name_or_path", folder / "adapter", "--predict_file", folder / f"{records}.fasta"]
     words += ["--output_dir", folder / f"out-{records}"]
-    command = [sys.executable, ROOT / "finetune_localization.py", *words]
-    process = os.posix_spawn(sys.executable, [str(word) for word in command], os.environ)
-    _, status, usage = os.wait4(process, 0)
-    if status:
+    process = subprocess.Popen([sys.executable, ROOT / "finetune_localization.py", *words])
+    peak = 0.0
+    while process.poll() is None:
+        # Not wait4's ru_maxrss: that counts this process, of which the child was a copy before its exec.
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+        peak = max(peak, int(found[1]) / 1024) if found else peak
+        time.sleep(0.1)
+    if process.returncode:
         sys.exit(f"prediction of {records:,} records failed")
-    return usage.ru_maxrss / 1024
+    return peak
 
 
 if __name__ == "__main__":
