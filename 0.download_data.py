@@ -22,7 +22,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from esm2_hyperpod import sources, synthetic
 from esm2_hyperpod.artifacts import (
     MANIFEST,
     check_free_space,
@@ -33,7 +32,10 @@ from esm2_hyperpod.artifacts import (
     remove_temporaries,
     write_json_atomically,
 )
-from esm2_hyperpod.csv_partitions import (
+from esm2_hyperpod.console import byte_bar
+from esm2_hyperpod.download import sources, synthetic
+from esm2_hyperpod.download.fasta import Records, read_records
+from esm2_hyperpod.download.partitions import (
     MAX_PARTITIONS,
     content_digest,
     id_of_record,
@@ -42,12 +44,10 @@ from esm2_hyperpod.csv_partitions import (
     unspool,
     write_partitions,
 )
+from esm2_hyperpod.download.prefetch import prefetch
+from esm2_hyperpod.download.repeated_ids import IdCensus
 from esm2_hyperpod.errors import UserError, run_script
-from esm2_hyperpod.fasta import Records, read_records
 from esm2_hyperpod.hashing import hash_ids
-from esm2_hyperpod.id_census import IdCensus
-from esm2_hyperpod.prefetch import prefetch
-from esm2_hyperpod.progress import byte_bar
 
 SYNTHETIC_RECORDS = 20_000
 LOCALIZATION = "localization.csv"
@@ -64,7 +64,7 @@ def main() -> None:
         else:
             make_partitions(arguments)
         if arguments.plot:
-            from esm2_hyperpod.plots import plot_partition
+            from esm2_hyperpod.tokenization.plots import plot_partition
 
             print(f"picture: {plot_partition(folder)}")
 

@@ -15,7 +15,6 @@ import shutil
 import time
 from pathlib import Path
 
-from esm2_hyperpod.arrow_dataset import describe_dataset
 from esm2_hyperpod.artifacts import (
     MANIFEST,
     check_free_space,
@@ -25,13 +24,14 @@ from esm2_hyperpod.artifacts import (
     remove_temporaries,
     write_json_atomically,
 )
-from esm2_hyperpod.clusters import build_table, table_digest
+from esm2_hyperpod.console import byte_bar
 from esm2_hyperpod.errors import UserError, run_script
-from esm2_hyperpod.partition_tasks import NOTES, Task, run_all
-from esm2_hyperpod.progress import byte_bar
-from esm2_hyperpod.splits import SPLITS, resolve
-from esm2_hyperpod.tokenization import LONG_SEQUENCES, Cleaning
-from esm2_hyperpod.tokenized_manifest import summary, write_cluster_of_row
+from esm2_hyperpod.tokenization.dataset import describe_dataset
+from esm2_hyperpod.tokenization.manifest import summary, write_cluster_of_row
+from esm2_hyperpod.tokenization.partition import LONG_SEQUENCES, Cleaning
+from esm2_hyperpod.tokenization.splits import SPLITS, resolve
+from esm2_hyperpod.tokenization.tasks import NOTES, Task, run_all
+from esm2_hyperpod.tokenization.uniref_clusters import build_table, table_digest
 
 ARROW_TO_CSV = 1.1  # bytes out for bytes in, at most
 BYTES_WORTH_A_PROCESS = 8 << 20  # less is done before another process has started
@@ -51,7 +51,7 @@ def main() -> None:
         else:
             tokenize(arguments, source)
         if arguments.plot:
-            from esm2_hyperpod.plots import plot_dataset
+            from esm2_hyperpod.tokenization.plots import plot_dataset
 
             print(f"picture: {plot_dataset(arguments.output_dir)}")
 

@@ -22,16 +22,14 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 
-from esm2_hyperpod import localization_memory, run_record
 from esm2_hyperpod.artifacts import MANIFEST, check_same_options, only_writer, package_versions, read_manifest
-from esm2_hyperpod.command_line import parse
 from esm2_hyperpod.errors import UserError, run_script
-from esm2_hyperpod.localization_arguments import FinetuningArguments
-from esm2_hyperpod.localization_attribution import already_explained, explain_file
-from esm2_hyperpod.localization_data import read_hub_dataset, read_proteins
-from esm2_hyperpod.localization_encoding import EncodedProteins
-from esm2_hyperpod.localization_merge import merge_adapter
-from esm2_hyperpod.localization_model import (
+from esm2_hyperpod.esm.model import find_size
+from esm2_hyperpod.localization import memory as localization_memory
+from esm2_hyperpod.localization.arguments import FinetuningArguments
+from esm2_hyperpod.localization.attribution import already_explained, explain_file
+from esm2_hyperpod.localization.encoding import EncodedProteins
+from esm2_hyperpod.localization.model import (
     Lora,
     Settings,
     build,
@@ -41,18 +39,21 @@ from esm2_hyperpod.localization_model import (
     read_adapter_settings,
     saved_in,
 )
-from esm2_hyperpod.localization_prediction import already_predicted, predict_file, predict_logits
-from esm2_hyperpod.localization_results import save_tuned, write_results
-from esm2_hyperpod.localization_split import Splits, make_splits, read_splits, write_splits
-from esm2_hyperpod.localization_training import (
+from esm2_hyperpod.localization.prediction import already_predicted, predict_file, predict_logits
+from esm2_hyperpod.localization.results import save_tuned, write_results
+from esm2_hyperpod.localization.saving import merge_adapter
+from esm2_hyperpod.localization.trainer import (
     LocalizationTrainer,
     StopWhenStale,
     balanced_weights,
     plan_batches,
 )
-from esm2_hyperpod.model import find_size
-from esm2_hyperpod.stopping import StopRequests, end_with_launcher, leave
-from esm2_hyperpod.throughput import device_name
+from esm2_hyperpod.proteins.labelled import read_hub_dataset, read_proteins
+from esm2_hyperpod.proteins.splits import Splits, make_splits, read_splits, write_splits
+from esm2_hyperpod.runs import record as run_record
+from esm2_hyperpod.training.arguments import parse
+from esm2_hyperpod.training.stopping import StopRequests, end_with_launcher, leave
+from esm2_hyperpod.training.throughput import device_name
 
 
 def main() -> int | None:

@@ -81,4 +81,4 @@ step 3 env OUTPUT_DIR="$OUTPUT_DIR/fsdp" bash 3.train_fsdp.sh "${pretrain[@]}"
 step 4 env OUTPUT_DIR="$OUTPUT_DIR/localization" MODEL_NAME_OR_PATH="$OUTPUT_DIR/ddp/final_model" \
   bash 4.finetune_qlora.sh --train_file "$LABELS" "${finetune[@]}"
 echo
-python -m esm2_hyperpod.quickstart_table "$OUTPUT_DIR"
+python -m esm2_hyperpod.runs.quickstart_table "$OUTPUT_DIR"

@@ -22,18 +22,18 @@ sys.modules["peft"] = None  # transformers would import it, and bitsandbytes: 2 
 from accelerate import PartialState
 from transformers import EarlyStoppingCallback, set_seed
 
-from esm2_hyperpod import run_record
 from esm2_hyperpod.artifacts import check_same_options, only_writer, package_versions, read_manifest
-from esm2_hyperpod.command_line import parse
 from esm2_hyperpod.errors import UserError, run_script
-from esm2_hyperpod.final_model import FINAL_MODEL, save_final_model
-from esm2_hyperpod.pretraining import PretrainingTrainer, build_model, open_split
-from esm2_hyperpod.pretraining_arguments import PretrainingArguments
-from esm2_hyperpod.sharding import SaySharding, enable_fsdp_on_cpu
-from esm2_hyperpod.stopping import StopAfter, StopRequests, end_with_launcher, leave
-from esm2_hyperpod.throughput import device_name
-from esm2_hyperpod.validation import SEED as VALIDATION_SEED
-from esm2_hyperpod.validation import residue_frequency_entropy
+from esm2_hyperpod.esm.final_model import FINAL_MODEL, save_final_model
+from esm2_hyperpod.pretraining.arguments import PretrainingArguments
+from esm2_hyperpod.pretraining.sharding import SaySharding, enable_fsdp_on_cpu
+from esm2_hyperpod.pretraining.trainer import PretrainingTrainer, build_model, open_split
+from esm2_hyperpod.pretraining.validation import SEED as VALIDATION_SEED
+from esm2_hyperpod.pretraining.validation import residue_frequency_entropy
+from esm2_hyperpod.runs import record as run_record
+from esm2_hyperpod.training.arguments import parse
+from esm2_hyperpod.training.stopping import StopAfter, StopRequests, end_with_launcher, leave
+from esm2_hyperpod.training.throughput import device_name
 
 
 def main() -> int | None:

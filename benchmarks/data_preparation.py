@@ -90,7 +90,7 @@ def compare(arguments: argparse.Namespace, scratch: Path) -> None:
 
 def make_input(records: int, path: Path) -> Path:
     sys.path.insert(0, str(ROOT))
-    from esm2_hyperpod.synthetic import fasta_chunks
+    from esm2_hyperpod.download.synthetic import fasta_chunks
 
     with igzip.open(path, "wb", compresslevel=3) as file, open(os.devnull, "w") as labelled:
         for chunk in fasta_chunks(records, 1, labelled):

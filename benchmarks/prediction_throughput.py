@@ -27,14 +27,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from esm2_hyperpod.alphabet import encode  # noqa: E402
-from esm2_hyperpod.fasta_records import read_records  # noqa: E402
-from esm2_hyperpod.localization_encoding import crop  # noqa: E402
-from esm2_hyperpod.localization_merge import merge_adapter  # noqa: E402
-from esm2_hyperpod.localization_model import Lora, Settings, build, load_tuned  # noqa: E402
-from esm2_hyperpod.localization_prediction import predict_file, predict_logits  # noqa: E402
-from esm2_hyperpod.model import build_config  # noqa: E402
-from esm2_hyperpod.synthetic import LOCALIZATIONS, fasta_chunks  # noqa: E402
-from esm2_hyperpod.throughput import device_name  # noqa: E402
+from esm2_hyperpod.download.synthetic import LOCALIZATIONS, fasta_chunks  # noqa: E402
+from esm2_hyperpod.esm.model import build_config  # noqa: E402
+from esm2_hyperpod.localization.encoding import crop  # noqa: E402
+from esm2_hyperpod.localization.model import Lora, Settings, build, load_tuned  # noqa: E402
+from esm2_hyperpod.localization.prediction import predict_file, predict_logits  # noqa: E402
+from esm2_hyperpod.localization.saving import merge_adapter  # noqa: E402
+from esm2_hyperpod.proteins.records import read_records  # noqa: E402
+from esm2_hyperpod.training.throughput import device_name  # noqa: E402
 
 SMALL = 1_000
 TURNS = 5

@@ -25,12 +25,12 @@ from transformers import EsmForMaskedLM
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from esm2_hyperpod.alphabet import AMINO_ACID_IDS, PAD, encode
-from esm2_hyperpod.batches import BatchMaker
-from esm2_hyperpod.masking import IGNORED
-from esm2_hyperpod.model import SIZES, build_config
-from esm2_hyperpod.packed_esm import PackedEsmForMaskedLM, masked_lm_loss
-from esm2_hyperpod.packing import packed_layout, plan_epoch
-from esm2_hyperpod.throughput import device_name, peak_tflops, training_flops
+from esm2_hyperpod.esm.model import SIZES, build_config
+from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, masked_lm_loss
+from esm2_hyperpod.pretraining.batches import BatchMaker
+from esm2_hyperpod.pretraining.masking import IGNORED
+from esm2_hyperpod.pretraining.packing import packed_layout, plan_epoch
+from esm2_hyperpod.training.throughput import device_name, peak_tflops, training_flops
 
 LONGEST = 512
 VARIANTS = {

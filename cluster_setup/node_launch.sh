@@ -93,10 +93,10 @@ script="$2"
 shift 2
 export PYTHONUNBUFFERED=1 PYTHONPATH="$REPOSITORY${PYTHONPATH:+:$PYTHONPATH}"
 echo "node $rank of $nodes ($(uname -n)): $processes process(es), $gpus GPU(s), head $head_address:$port"
-command=("$python" -m esm2_hyperpod.launch "${launcher[@]}" "$REPOSITORY/$script" "$@")
+command=("$python" -m esm2_hyperpod.jobs.launch "${launcher[@]}" "$REPOSITORY/$script" "$@")
 if [ "${DRY_RUN:-0}" = 0 ]; then exec "${command[@]}"; fi
 
 printf 'would run    '
 printf ' %q' "${command[@]}"
 echo
-[ "$rank" != 0 ] || exec "$python" -m esm2_hyperpod.dry_run --nodes "$nodes" --processes "$processes" "$script" "$@"
+[ "$rank" != 0 ] || exec "$python" -m esm2_hyperpod.jobs.dry_run --nodes "$nodes" --processes "$processes" "$script" "$@"

@@ -7,10 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import EsmForMaskedLM
 
-from esm2_hyperpod.model import SIZES, build_config
-from esm2_hyperpod.schedule import cosine_hold_factor, esm2_factor
-from esm2_hyperpod.throughput import peak_tflops, training_flops
-from esm2_hyperpod.validation import residue_frequency_entropy, share_of_packs
+from esm2_hyperpod.esm.model import SIZES, build_config
+from esm2_hyperpod.pretraining.schedule import cosine_hold_factor, esm2_factor
+from esm2_hyperpod.pretraining.validation import residue_frequency_entropy, share_of_packs
+from esm2_hyperpod.training.throughput import peak_tflops, training_flops
 
 
 def test_flops_are_those_torch_counts():

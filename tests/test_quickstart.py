@@ -2,7 +2,7 @@
 
 import re
 
-from conftest import run
+from helpers.commands import run
 
 
 def quickstart(folder, *flags: str, check: bool = True):

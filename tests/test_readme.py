@@ -4,7 +4,7 @@ import re
 import sys
 
 import pytest
-from conftest import ROOT, run
+from helpers.commands import ROOT, run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.split("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S)

@@ -1,0 +1,1 @@
+"""Step 0: FASTA from anywhere -> csv/x000.csv, x001.csv, ..."""

@@ -1,0 +1,1 @@
+"""What the wrappers start: the launcher and the dry run."""

@@ -1,0 +1,110 @@
+"""What a wrapper would run, and what can be known to be wrong before a cluster is waited for.
+
+    DRY_RUN=1 bash 2.train_ddp.sh ...
+
+Reads arguments, dataset and output folder as the training script will, and writes nothing. The exit
+code is 1 if something is wrong; every problem is one line.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from esm2_hyperpod.artifacts import check_same_options, read_manifest
+from esm2_hyperpod.errors import UserError, run_script
+from esm2_hyperpod.localization.arguments import FinetuningArguments
+from esm2_hyperpod.pretraining.arguments import PretrainingArguments
+from esm2_hyperpod.pretraining.trainer import open_split
+from esm2_hyperpod.runs.checkpoints import newest_whole_checkpoint
+from esm2_hyperpod.runs.record import FINISHED, read_run
+from esm2_hyperpod.training.arguments import parse
+
+
+def main() -> int:
+    """Print the plan and the problems; return 1 if there are any."""
+    parser = argparse.ArgumentParser(prog="dry_run")
+    parser.add_argument("--nodes", type=int, required=True)
+    parser.add_argument("--processes", type=int, required=True, help="on each node")
+    parser.add_argument("script")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    asked = parser.parse_args()
+    world = asked.nodes * asked.processes
+    say("processes", f"{asked.nodes} node(s) x {asked.processes} = {world}")
+    sys.argv = [asked.script, *asked.arguments]
+    problems = (check_pretraining if asked.script == "train.py" else check_finetuning)(world)
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def check_pretraining(world: int) -> list[str]:
+    """Check what `train.py` would be given on `world` processes; returns the problems."""
+    args = planned(PretrainingArguments, world)
+    dataset_dir = Path(args.dataset_dir)
+    try:
+        manifest = read_manifest(dataset_dir, made_by="python 1.tokenize_uniref_csv.py")
+    except UserError as error:
+        return [str(error)]
+    say("dataset", f"{dataset_dir}: complete")
+    epochs_asked = args.max_steps <= 0
+    train = open_split(dataset_dir / "train", args, args.seed, plans_folder=None) if epochs_asked else None
+    try:
+        args.set_steps(train.packs.packs_per_epoch if train else 0)
+    except UserError as error:
+        return [str(error)]
+    micro_batches = f"{args.tokens_per_device:,} x {args.gradient_accumulation_steps} accumulated"
+    say("global batch", f"{args.global_batch_tokens:,} tokens = {world} process(es) x {micro_batches}")
+    say("steps", f"{args.last_step:,}")
+    return check_output(args, {**args.identity(), "dataset": manifest["content_digest"]})
+
+
+def check_finetuning(world: int) -> list[str]:
+    """Check what `finetune_localization.py` would be given; returns the problems."""
+    args = planned(FinetuningArguments, world)
+    say("global batch", f"{args.global_batch_size} proteins over {world} process(es)")
+    problems = []
+    for flag in ("train_file", "validation_file", "test_file", "predict_file"):
+        path = getattr(args, flag)
+        if path and not Path(path).is_file():
+            problems.append(f"--{flag} {path}: no such file")
+    base = Path(args.model_name_or_path)
+    if base.is_absolute() and not base.is_dir():
+        problems.append(f"--model_name_or_path {base}: no such folder; make it with: sbatch 2.train_ddp.sh")
+    return problems or check_output(args, {**args.data_identity(), **args.identity()})
+
+
+def check_output(args: TrainingArguments, options: dict) -> list[str]:
+    """Say where the run would start; returns why its output folder would be refused."""
+    output_dir = Path(args.output_dir)
+    earlier = read_run(output_dir)
+    if earlier is not None:
+        try:
+            check_same_options(output_dir, earlier["options"], options, start_over=f"rm -r {output_dir}")
+        except UserError as error:
+            return [str(error)]
+        if earlier["status"] == FINISHED:
+            say("output", f"{output_dir}: finished already, {earlier['steps']:,} steps")
+            return []
+    checkpoint, passed_over = newest_whole_checkpoint(output_dir)
+    for line in passed_over:
+        say("checkpoint", line)
+    say("output", f"{output_dir}: starts from {checkpoint.name if checkpoint else 'the beginning'}")
+    return []
+
+
+def planned(arguments: type, world: int) -> Any:
+    """The script's own arguments, from `sys.argv`, as they would be among `world` processes."""
+    return parse(dataclass(type(arguments.__name__, (arguments,), {"world_size": world})))[0]
+
+
+def say(what: str, text: str) -> None:
+    """One line of the plan."""
+    print(f"{what:<13} {text}")
+
+
+if __name__ == "__main__":
+    run_script(main)

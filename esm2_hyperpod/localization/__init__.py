@@ -1,0 +1,1 @@
+"""Step 4: where in the cell a protein lives."""

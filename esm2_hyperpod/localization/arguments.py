@@ -1,0 +1,160 @@
+"""The command line of `finetune_localization.py`: Hugging Face's TrainingArguments and what is ours."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import TrainingArguments
+
+from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.localization.encoding import CROPS
+from esm2_hyperpod.localization.model import LORA_TARGETS, POOLINGS, TUNINGS, Settings
+from esm2_hyperpod.pretraining.arguments import option, refuse_what_does_not_apply
+from esm2_hyperpod.proteins.splits import METHODS
+
+USE_INSTEAD = {
+    "fp16": "--precision",
+    "bf16": "--precision",
+    "gradient_accumulation_steps": "--global_batch_size",
+    "do_train": "--train_file",
+    "do_eval": "--validation_file",
+}
+BEST = ("mcc", "macro_f1", "accuracy", "loss")
+
+
+@dataclass
+class FinetuningArguments(TrainingArguments):
+    """Batches are counted over all processes; evaluation and checkpoints come after every epoch."""
+
+    output_dir: str | None = option(None, "Where adapter, metrics, pictures and predictions go.")
+    model_name_or_path: str | None = option(
+        None, "Base: a final_model/ folder or facebook/esm2_*. An adapter/ folder is continued or used."
+    )
+    train_file: str | None = option(None, "Labelled proteins: FASTA (>ID LABEL), CSV or Parquet.")
+    validation_file: str | None = option(None, "As --train_file; split off where absent.")
+    test_file: str | None = option(None, "As --train_file; split off where absent.")
+    dataset_name: str | None = option(
+        None, "A hub dataset with columns sequence (or seq) and label, instead of files."
+    )
+    split: str = option("similarity", "How absent splits are split off: similarity or random.", METHODS)
+    predict_file: str | None = option(None, "With --do_predict: FASTA, predicted into predictions.csv.")
+    explain: int = option(0, "With --predict_file: residue attributions of its first so many proteins.")
+    estimate_memory: bool = option(False, "Print the memory that training takes on a 24 GB GPU, and end.")
+    merge_adapter: bool = option(False, "Also write merged/, a plain model that needs no peft.")
+    max_seq_length: int = option(1024, "Tokens, <cls> and <eos> included; longer proteins are cropped.")
+    crop: str = option("ends", "What a long protein keeps: both ends, its start or its end.", CROPS)
+
+    tuning: str = option("qlora", "qlora: 4-bit base and LoRA; lora: fp32 base; head: frozen; full.", TUNINGS)
+    pooling: str = option("attention", "What the head sees: <cls>, the mean, or learned attention.", POOLINGS)
+    lora_rank: int = option(8, "Rank of the LoRA matrices.")
+    lora_alpha: int = option(16, "LoRA scale, divided by the rank.")
+    lora_dropout: float = option(0.0, "Above 0, results depend on the number of processes.")
+    lora_targets: str = option(
+        "all", "Linear layers that LoRA adapts: all, or attention.", list(LORA_TARGETS)
+    )
+    class_weights: str = option("none", "balanced: weigh labels by inverse frequency.", ["none", "balanced"])
+    global_batch_size: int = option(16, "Proteins of one optimizer step, over all processes.")
+    early_stopping_patience: int = option(3, "Stop after so many epochs without a better validation score.")
+    max_minutes: float | None = option(None, "Save, stop and exit with 75 after so many minutes.")
+    save_minutes: float | None = option(None, "Also write a checkpoint every so many minutes.")
+    dollars_per_node_hour: float | None = option(None, "Price of one node, for the cost in run_report.md.")
+    precision: str = option(
+        "auto", "Also of predictions. auto: bf16 on GPUs that have it.", ["auto", "bf16", "fp32"]
+    )
+
+    per_device_train_batch_size: int = option(8, "Most proteins of one micro-batch.")
+    num_train_epochs: float = option(10, "Passes over the training proteins, at most.")
+    learning_rate: float = option(1e-3, "Peak learning rate.")
+    lr_scheduler_type: str = option("cosine", "As the Trainer's.")
+    warmup_steps: float = option(0.1, "Steps; below 1, a share of all.")
+    weight_decay: float = option(0.01, "Weight decay.")
+    metric_for_best_model: str = option("mcc", "Validation score that picks the checkpoint.", BEST)
+    logging_steps: float = option(10, "Steps between logs.")
+    save_total_limit: int | None = option(2, "Checkpoints to keep, the best one not counted.")
+    report_to: str = option("none", "tensorboard, wandb (if installed), all or none.")
+
+    def __post_init__(self):
+        refuse_what_does_not_apply(self, USE_INSTEAD)
+        if not self.estimate_memory:
+            self._refuse_what_is_no_task()
+        if not self.model_name_or_path:
+            raise UserError("--model_name_or_path is needed; see: python finetune_localization.py --help")
+        self.do_predict = self.predict_file is not None
+        if self.max_seq_length < 4:
+            raise UserError(f"--max_seq_length {self.max_seq_length}: must be at least 4")
+        for name in ("learning_rate", "per_device_train_batch_size", "num_train_epochs"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"--{name} {getattr(self, name)}: must be above 0")
+        if self.lora_rank < 1 or not 0 <= self.lora_dropout < 1:
+            raise UserError("--lora_rank must be at least 1 and --lora_dropout in [0, 1)")
+        self.use_cpu = self.use_cpu or not torch.cuda.is_available()
+        has_bf16 = not self.use_cpu and torch.cuda.is_bf16_supported()
+        self.bf16 = self.precision == "bf16" or (self.precision == "auto" and has_bf16)
+        self.greater_is_better = self.metric_for_best_model != "loss"
+        self.metric_for_best_model = f"eval_{self.metric_for_best_model}"
+        self.eval_strategy = self.save_strategy = "steps"
+        self.load_best_model_at_end = True
+        self.ignore_data_skip = True  # our sampler starts at the right step by itself
+        self.logging_nan_inf_filter = False  # checked where losses are shared
+        self.ddp_find_unused_parameters = False  # all are used; looking for them costs a pass over the graph
+        super().__post_init__()
+
+    def set_steps(self, steps_per_epoch: int, accumulation: int) -> None:
+        """Settle what depends on the data: the schedule's length; evaluation and checkpoint every epoch."""
+        self.gradient_accumulation_steps = accumulation
+        if self.max_steps <= 0:
+            self.max_steps = max(1, round(self.num_train_epochs * steps_per_epoch))
+        self.eval_steps = self.save_steps = min(steps_per_epoch, self.max_steps)
+
+    def continue_adapter(self, adapter: Settings) -> None:
+        """Take what an adapter to be continued fixes. Raises `UserError` if other was asked for."""
+        fixed = {"tuning": adapter.tuning, "pooling": adapter.pooling}
+        for name in ("tuning", "pooling", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets"):
+            if self._was_given(name) and fixed.get(name) != getattr(self, name):
+                raise UserError(
+                    f"--{name} {getattr(self, name)}: {self.model_name_or_path} is continued as it is "
+                    f"({adapter.tuning}, pooling {adapter.pooling}); start from {adapter.base} instead"
+                )
+        self.tuning, self.pooling = adapter.tuning, adapter.pooling
+
+    def identity(self) -> dict:
+        """The options that make this run this run; a resumed run must have the same."""
+        names = (
+            "model_name_or_path seed max_seq_length crop tuning pooling lora_rank lora_alpha lora_dropout "
+            "lora_targets class_weights global_batch_size early_stopping_patience num_train_epochs max_steps "
+            "learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm metric_for_best_model"
+        )
+        return {name: getattr(self, name) for name in names.split()}
+
+    def data_identity(self) -> dict:
+        """The options that the splits depend on."""
+        names = "train_file validation_file test_file dataset_name split seed"
+        return {name: getattr(self, name) for name in names.split()}
+
+    def _was_given(self, name: str) -> bool:
+        return getattr(self, name) != type(self).__dataclass_fields__[name].default
+
+    def _refuse_what_is_no_task(self) -> None:
+        if not self.output_dir or not self.model_name_or_path:
+            raise UserError(
+                "--output_dir and --model_name_or_path are needed; "
+                "see: python finetune_localization.py --help"
+            )
+        if self.train_file and self.dataset_name:
+            raise UserError("--train_file and --dataset_name: give one of them")
+        if self.do_predict and not self.predict_file:
+            raise UserError("--do_predict: give the proteins with --predict_file FASTA")
+        if self.explain and not self.predict_file:
+            raise UserError("--explain: give the proteins with --predict_file FASTA")
+        if self.explain < 0:
+            raise UserError(f"--explain {self.explain}: must be a number of proteins, 0 or more")
+        if not (self.train_file or self.dataset_name or self.predict_file or self.merge_adapter):
+            raise UserError(
+                "nothing to do: give --train_file (labelled proteins) or --predict_file (proteins to predict)"
+            )
+        if not (self.train_file or self.dataset_name):
+            for name in {**self.identity(), **self.data_identity()}:
+                if name not in ("model_name_or_path", "seed") and self._was_given(name):
+                    raise UserError(
+                        f"--{name} is for training, which needs --train_file: a tuned model predicts as it "
+                        "was trained"
+                    )

@@ -1,0 +1,173 @@
+"""Which residues a prediction rests on: attributions of the first proteins of a file, as CSV and picture.
+
+Method: integrated gradients (Sundararajan, Taly & Yan 2017, arXiv:1703.01365) over the output of the
+embedding layer. All residues go in a straight line from the baseline, the mean embedding of the twenty amino
+acids at every position, to their own embeddings; `<cls>`, `<eos>` and the positions stay. Attributions are
+exact in the sense of completeness: those of a protein sum to the logit of the protein less the logit of its
+baseline. The baseline is not zero, because ESM-2 normalises its input in the first layer, which blows up
+the smallest vector to full size.
+"""
+
+import csv
+import io
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from esm2_hyperpod.alphabet import AMINO_ACID_IDS, encode
+from esm2_hyperpod.artifacts import write_json_atomically, write_text_atomically
+from esm2_hyperpod.localization.encoding import crop
+from esm2_hyperpod.localization.metrics import decide, probabilities
+from esm2_hyperpod.localization.model import Settings
+from esm2_hyperpod.localization.prediction import holds, identity, predict_logits, residues_of
+from esm2_hyperpod.localization.report import new_figure, save_figure
+from esm2_hyperpod.proteins.records import read_records
+
+TOLERANCE = 0.01  # logits by which a sum of attributions may miss the difference it stands for
+POINTS = (16, 32, 64, 128, 256, 512)  # of the path; as many as the tolerance takes
+PATH_TOKENS = 1_024  # of the points that share a batch: a backward pass is held for each
+PICTURED = 20
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Why one protein was given one label.
+
+    `position` int[n] counts the residues of the whole sequence from 1 and skips what was cropped; `value`
+    float[n] is in logits; `gap` is what their sum misses.
+    """
+
+    id: str
+    label: str
+    probability: float
+    position: np.ndarray
+    residues: str
+    value: np.ndarray
+    gap: float
+
+
+def already_explained(fasta: Path, output: Path, weights: Path, proteins: int, bf16: bool) -> bool:
+    """Whether `output` holds the attributions of so many proteins of this file by the model in `weights`."""
+    return output.is_file() and holds(output.with_suffix(".json"), _asked(fasta, weights, proteins, bf16))
+
+
+def explain_file(
+    model: torch.nn.Module,
+    settings: Settings,
+    fasta: Path,
+    output: Path,
+    weights: Path,
+    proteins: int,
+    bf16: bool,
+    stop_asked: Callable[[], bool] = lambda: False,
+) -> list[Attribution] | None:
+    """Write `output` (id, label, position, residue, attribution) and a picture of the same name.
+
+    The first `proteins` records of `fasta` that have residues, each with the labels predicted for it.
+    `weights` is the folder the model was loaded from. Returns what was written; None, with nothing written,
+    if `stop_asked`, looked at after each protein, ended it early.
+    """
+    found: list[Attribution] = []
+    with_residues = (record for record in read_records(fasta) if residues_of(record))
+    for record in itertools.islice(with_residues, proteins):
+        found += explain(model, settings, record.id, residues_of(record), bf16)
+        if stop_asked():
+            return None
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "label", "position", "residue", "attribution"])
+    for one in found:
+        for position, residue, value in zip(one.position, one.residues, one.value):
+            writer.writerow([one.id, one.label, position, residue, f"{value:.6f}"])
+    write_text_atomically(output, text.getvalue())
+    if found:
+        _draw(output.with_suffix(".png"), found[:PICTURED])
+    write_json_atomically(output.with_suffix(".json"), _asked(fasta, weights, proteins, bf16))
+    return found
+
+
+def explain(
+    model: torch.nn.Module, settings: Settings, name: str, sequence: str, bf16: bool
+) -> list[Attribution]:
+    """The attributions of each label predicted for one protein; of one label unless `multi_label`.
+
+    `bf16` is how the label is predicted; attributions are computed in fp32.
+    """
+    kept = crop(sequence, settings.max_seq_length, settings.crop)
+    position = np.array(crop(list(range(1, len(sequence) + 1)), settings.max_seq_length, settings.crop))
+    ids = encode(kept.encode())
+    logits = predict_logits(model, [ids], bf16)
+    given = probabilities(logits, settings.temperature, settings.multi_label)
+    found = []
+    for label in np.flatnonzero(decide(given, settings.multi_label)[0]):
+        value, gap = integrated_gradients(model, ids, int(label))
+        found.append(
+            Attribution(name, settings.labels[label], float(given[0, label]), position, kept, value, gap)
+        )
+    return found
+
+
+def integrated_gradients(model: torch.nn.Module, ids: np.ndarray, label: int) -> tuple[np.ndarray, float]:
+    """Attributions float64[residues] of the logit of `label`, and by how much their sum misses completeness.
+
+    The path's integral is by Gauss-Legendre quadrature with ever more points until that gap is within
+    `TOLERANCE`, which fp32 reaches; 4-bit layers that compute in bf16 may not.
+
+    Args:
+        ids: one encoded protein, `<cls>` and `<eos>` included.
+    """
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        end = _embed(model, torch.from_numpy(ids.astype(np.int64)).to(device))
+        start = end.clone()
+        start[1:-1] = _embed(model, torch.tensor(list(AMINO_ACID_IDS), device=device)).mean(dim=0)
+        first, last = (float(_logits(model, point[None])[0, label]) for point in (start, end))
+    for count in POINTS:
+        nodes, weights = np.polynomial.legendre.leggauss(count)
+        gradient = torch.zeros_like(end)
+        rows = max(1, PATH_TOKENS // len(ids))
+        for begin in range(0, count, rows):
+            share = torch.tensor((nodes[begin : begin + rows] + 1) / 2, dtype=end.dtype, device=device)
+            points = torch.lerp(start, end, share[:, None, None]).requires_grad_()
+            (slope,) = torch.autograd.grad(_logits(model, points)[:, label].sum(), points)
+            weight = torch.tensor(weights[begin : begin + rows] / 2, dtype=end.dtype, device=device)
+            gradient += torch.einsum("p,pth->th", weight, slope)
+        value = ((end - start) * gradient).double().sum(dim=-1)[1:-1].cpu().numpy()
+        gap = float(value.sum()) - (last - first)
+        if abs(gap) <= TOLERANCE:
+            break
+    return value, gap
+
+
+def _embed(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """What the first layer receives for token ids int64[tokens]: float[tokens, width]."""
+    return model.esm.embeddings(ids[None], attention_mask=torch.ones_like(ids[None]))[0]
+
+
+def _logits(model: torch.nn.Module, embeddings: torch.Tensor) -> torch.Tensor:
+    """Logits [rows, labels] of embeddings [rows, tokens, width]."""
+    mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
+    return model(inputs_embeds=embeddings, attention_mask=mask).logits.float()
+
+
+def _asked(fasta: Path, weights: Path, proteins: int, bf16: bool) -> dict:
+    return {**identity(fasta, weights, bf16), "proteins": proteins}
+
+
+def _draw(path: Path, found: list[Attribution]) -> None:
+    """A panel a protein and label: attribution over position, for the label in blue, against it in red."""
+    figure, panels = new_figure(10, 1.8 * len(found), panels=len(found))
+    for axes, one in zip(panels, found):
+        colours = np.where(one.value > 0, "tab:blue", "tab:red")
+        axes.bar(one.position, one.value, width=1.0, color=colours)
+        axes.axhline(0, color="grey", linewidth=0.5)
+        axes.set_title(f"{one.id}: {one.label} ({one.probability:.2f})", loc="left", fontsize="medium")
+        axes.set(ylabel="logits", xlim=(0.5, one.position[-1] + 0.5))
+    panels[-1].set_xlabel("position in the sequence (what was cropped is blank)")
+    save_figure(figure, path)

@@ -1,0 +1,66 @@
+"""Proteins as the classifier reads them: cropped, encoded, padded into batches."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from esm2_hyperpod.alphabet import PAD, encode
+from esm2_hyperpod.localization.model import Settings
+from esm2_hyperpod.proteins.labelled import Protein
+
+CROPS = ("ends", "start", "end")
+Residues = TypeVar("Residues", str, list)
+
+
+def crop(sequence: Residues, max_seq_length: int, how: str) -> Residues:
+    """At most `max_seq_length` - 2 residues (room for `<cls>` and `<eos>`): both ends, the start or the end.
+
+    Sorting signals sit at both termini, so `ends` keeps half of the residues from each and drops the middle,
+    as DeepLoc does (Almagro Armenteros et al. 2017).
+    """
+    residues = max_seq_length - 2
+    if len(sequence) <= residues:
+        return sequence
+    if how == "start":
+        return sequence[:residues]
+    if how == "end":
+        return sequence[-residues:]
+    return sequence[: residues - residues // 2] + sequence[-(residues // 2) :]
+
+
+class EncodedProteins(Dataset):
+    """Proteins as token ids (uint8) and targets: a label number, or a 0/1 vector where `multi_label`."""
+
+    def __init__(self, proteins: Sequence[Protein], settings: Settings):
+        number = {label: index for index, label in enumerate(settings.labels)}
+        self.cropped = sum(len(protein.sequence) > settings.max_seq_length - 2 for protein in proteins)
+        self.ids = [
+            encode(crop(p.sequence, settings.max_seq_length, settings.crop).encode()) for p in proteins
+        ]
+        if settings.multi_label:
+            self.targets = np.zeros((len(proteins), len(number)), dtype=np.float32)
+            for row, protein in enumerate(proteins):
+                self.targets[row, [number[label] for label in protein.label.split("|")]] = 1.0
+        else:
+            self.targets = np.array([number[protein.label] for protein in proteins], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {"input_ids": self.ids[index], "labels": self.targets[index]}
+
+
+def collate(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask` int64[rows, longest], and `labels` where the rows have them."""
+    ids = np.full((len(rows), max(len(row["input_ids"]) for row in rows)), PAD, dtype=np.int64)
+    for line, row in zip(ids, rows):
+        line[: len(row["input_ids"])] = row["input_ids"]
+    input_ids = torch.from_numpy(ids)
+    batch = {"input_ids": input_ids, "attention_mask": (input_ids != PAD).long()}
+    if "labels" in rows[0]:
+        batch["labels"] = torch.from_numpy(np.stack([row["labels"] for row in rows]))
+    return batch

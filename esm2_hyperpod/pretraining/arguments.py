@@ -1,0 +1,158 @@
+"""The command line of `train.py`: Hugging Face's TrainingArguments with ESM-2's recipe as defaults."""
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.pretraining.masking import REPLACEMENTS
+from esm2_hyperpod.pretraining.schedule import SCHEDULES
+
+ESM2_WARMUP_STEPS = 2_000
+USE_INSTEAD = {
+    "fp16": "--precision",
+    "bf16": "--precision",
+    "per_device_train_batch_size": "--tokens_per_device",
+    "gradient_accumulation_steps": "--global_batch_tokens",
+}
+
+
+def option(default, help, choices=None):
+    """A dataclass field that HfArgumentParser turns into a documented flag."""
+    return field(default=default, metadata={"help": help, **({"choices": choices} if choices else {})})
+
+
+def refuse_what_does_not_apply(args: TrainingArguments, use_instead: dict[str, str]) -> None:
+    """Raise `UserError` if one of Trainer's flags was given that another flag stands for here."""
+    for name, flag in use_instead.items():
+        if getattr(args, name) != type(args).__dataclass_fields__[name].default:
+            raise UserError(f"--{name} has no meaning here: use {flag}")
+
+
+@dataclass
+class PretrainingArguments(TrainingArguments):
+    """Recipe defaults: Lin et al. 2023, supplementary A.2.4. Batches are counted in tokens."""
+
+    dataset_dir: str | None = option(None, "Folder that 1.tokenize_uniref_csv.py wrote (processed/arrow).")
+    output_dir: str | None = option(None, "Where checkpoints, metrics and the final model go.")
+    model_size: str = option("8M", "Train from scratch: tiny, 8M, 35M, 150M, 650M, 3B or 15B.")
+    model_name_or_path: str | None = option(
+        None, "Start from this folder or hub model instead of from scratch."
+    )
+    max_seq_length: int = option(
+        1024, "Tokens, <cls> and <eos> included; longer sequences are cropped at random."
+    )
+    tokens_per_device: int = option(16_384, "Tokens of one micro-batch; a multiple of 64.")
+    global_batch_tokens: int = option(2_097_152, "Tokens of one optimizer step, over all devices.")
+    packing: bool = option(True, "Pack whole sequences; false pads rows of similar length instead.")
+    mlm_probability: float = option(0.15, "Share of tokens to be predicted.")
+    mask_replace: str = option("all_tokens", "What random replacements are drawn from.", list(REPLACEMENTS))
+    precision: str = option(
+        "auto",
+        "auto is bf16 on GPUs that have it, else fp32; fp8 needs torchao and an L4, L40S, H100 or newer.",
+        ["auto", "bf16", "fp8", "fp32"],
+    )
+    lr_schedule: str = option(
+        "esm2", "esm2, cosine_hold, or trainer (then --lr_scheduler_type).", [*SCHEDULES, "trainer"]
+    )
+    stop_after_steps: int | None = option(None, "Stop here; the schedule still ends at --max_steps.")
+    max_minutes: float | None = option(None, "Save, stop and exit with 75 after so many minutes.")
+    save_minutes: float | None = option(None, "Also write a checkpoint every so many minutes.")
+    dollars_per_node_hour: float | None = option(None, "Price of one node, for the cost in run_report.md.")
+    early_stopping_patience: int | None = option(
+        None, "Stop after so many evaluations without a better validation loss."
+    )
+
+    max_steps: int = option(500_000, "Optimizer steps of the schedule; -1 takes --num_train_epochs.")
+    learning_rate: float = option(4e-4, "Peak learning rate (ESM-2 15B: 1.6e-4).")
+    warmup_steps: float | None = option(None, "Default: 2,000, or a tenth of --max_steps if that is less.")
+    adam_beta2: float = option(0.98, "Adam's second beta.")
+    weight_decay: float = option(0.01, "Weight decay.")
+    logging_steps: float = option(10, "Steps between logs.")
+    save_steps: float = option(500, "Steps between checkpoints.")
+    save_total_limit: int | None = option(3, "Checkpoints to keep, the best one not counted.")
+    eval_steps: float | None = option(500, "Steps between evaluations.")
+    eval_strategy: str = option("steps", "steps, or no.", ["steps", "no"])
+    per_device_train_batch_size: int = option(1, "Not used: see --tokens_per_device.")
+    dataloader_num_workers: int | None = option(
+        None, "Processes that make batches; default: 2 a GPU, else 0."
+    )
+    report_to: str = option("tensorboard", "tensorboard, wandb (if installed), all or none.")
+
+    def __post_init__(self):
+        refuse_what_does_not_apply(self, USE_INSTEAD)
+        if not self.dataset_dir or not self.output_dir:
+            raise UserError("--dataset_dir and --output_dir are needed; see: python train.py --help")
+        if self.tokens_per_device % 64 or self.tokens_per_device < 64:
+            raise UserError(f"--tokens_per_device {self.tokens_per_device}: must be a multiple of 64")
+        if not 3 <= self.max_seq_length <= self.tokens_per_device:
+            raise UserError(
+                f"--max_seq_length {self.max_seq_length}: must lie between 3 and "
+                f"--tokens_per_device {self.tokens_per_device}, because sequences are never split"
+            )
+        if not 0 < self.mlm_probability < 1:
+            raise UserError(f"--mlm_probability {self.mlm_probability}: must lie between 0 and 1")
+        self.use_cpu = self.use_cpu or not torch.cuda.is_available()
+        on_gpu = not self.use_cpu
+        self.bf16 = self.precision == "bf16" or (
+            self.precision in ("auto", "fp8") and on_gpu and torch.cuda.is_bf16_supported()
+        )
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = 2 if on_gpu else 0
+        if on_gpu and self.precision != "fp32":
+            torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
+        if self.early_stopping_patience is not None:
+            self.metric_for_best_model, self.greater_is_better = "eval_loss", False
+        self.ignore_data_skip = True  # our sampler starts at the right step by itself
+        self.logging_nan_inf_filter = False  # checked where losses are shared; this one waits for the GPU
+        self.logging_first_step = True
+        self.ddp_find_unused_parameters = False  # all are used; looking for them costs a pass over the graph
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(self.output_dir) / "tensorboard"))
+        self._default_warmup = self.warmup_steps is None
+        if self._default_warmup:
+            self.warmup_steps = 0
+        super().__post_init__()
+
+    def set_steps(self, packs_per_epoch: int) -> None:
+        """Settle what depends on the number of processes and on the data.
+
+        Gradient accumulation such that all processes together take `global_batch_tokens` a step;
+        the number of steps where epochs were asked for; the default warm-up. Raises `UserError`, with
+        the nearest sizes that divide, where the batch does not.
+        """
+        share = self.tokens_per_device * self.world_size
+        if self.global_batch_tokens % share or self.global_batch_tokens < share:
+            below = self.global_batch_tokens // share * share
+            sizes = " or ".join(f"{size:,}" for size in (below, below + share) if size)
+            raise UserError(
+                f"--global_batch_tokens {self.global_batch_tokens:,} does not divide over {self.world_size} "
+                f"process(es) of --tokens_per_device {self.tokens_per_device:,}; the nearest that do: {sizes}"
+            )
+        self.gradient_accumulation_steps = self.global_batch_tokens // share
+        if self.max_steps <= 0:
+            self.max_steps = math.ceil(self.num_train_epochs * packs_per_epoch / self.packs_per_step)
+        if self._default_warmup:
+            self.warmup_steps = min(ESM2_WARMUP_STEPS, self.max_steps // 10)
+
+    @property
+    def packs_per_step(self) -> int:
+        """Micro-batches of one optimizer step, over all processes."""
+        return self.global_batch_tokens // self.tokens_per_device
+
+    @property
+    def last_step(self) -> int:
+        """The step after which this run is complete."""
+        return min(self.max_steps, self.stop_after_steps or self.max_steps)
+
+    def identity(self) -> dict:
+        """The options that make this run this run; a resumed run must have the same."""
+        names = (
+            "model_size model_name_or_path seed max_seq_length tokens_per_device global_batch_tokens packing "
+            "mlm_probability mask_replace lr_schedule max_steps learning_rate warmup_steps adam_beta1 "
+            "adam_beta2 adam_epsilon weight_decay max_grad_norm"
+        )
+        return {name: getattr(self, name) for name in names.split()}

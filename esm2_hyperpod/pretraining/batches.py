@@ -1,0 +1,93 @@
+"""From sequence indices to the tensors of one micro-batch: crop, mask, and lay out or pad."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from esm2_hyperpod.alphabet import CLS, EOS, PAD
+from esm2_hyperpod.pretraining.masking import IGNORED, REPLACEMENTS, crop_starts, mask_tokens
+from esm2_hyperpod.training.throughput import Counts
+
+
+@dataclass(frozen=True)
+class BatchMaker:
+    """A map-style dataset for torch's DataLoader whose keys are (epoch, indices of the sequences).
+
+    The result depends on the key, the seed and the sequences alone, so any worker of any process
+    makes the same micro-batch.
+
+    Attributes:
+        store: token ids of each sequence, uint8.
+        tokens: size of a pack.
+        most_sequences: of a pack, its padding included, so that `cu_seqlens` has one shape.
+        longest: tokens after which a sequence is cropped at random.
+    """
+
+    store: Sequence[np.ndarray]
+    tokens: int
+    longest: int
+    most_sequences: int
+    seed: int
+    mask_probability: float
+    mask_replace: str
+    packing: bool
+
+    def __getitem__(self, key: tuple[int, np.ndarray]) -> dict[str, torch.Tensor | int | Counts]:
+        """One micro-batch, with its `counts` for the throughput figures (see `throughput.Counts`)."""
+        epoch, indices = key
+        sequences = [self.store[index] for index in indices.tolist()]
+        full = np.asarray([len(sequence) for sequence in sequences], dtype=np.int64)
+        starts = crop_starts(full, indices, self.longest, self.seed, epoch)
+        lengths = np.minimum(full, self.longest)
+        tokens = np.concatenate(
+            [np.zeros(0, dtype=np.uint8)]
+            + [
+                sequence[start : start + length].astype(np.uint8, copy=False)
+                for sequence, start, length in zip(sequences, starts.tolist(), lengths.tolist())
+            ]
+        )
+        masked, labels = mask_tokens(
+            tokens,
+            lengths,
+            indices,
+            self.seed,
+            epoch,
+            self.mask_probability,
+            REPLACEMENTS[self.mask_replace],
+        )
+        batch = self._pack(masked, labels, lengths) if self.packing else self._pad(masked, labels, lengths)
+        residues = int(np.isin(tokens, (CLS, EOS), invert=True).sum())
+        batch["counts"] = Counts(residues, len(tokens), batch["labels"].numel(), int((lengths**2).sum()))
+        return batch
+
+    def _pack(self, tokens: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> dict:
+        gap = self.tokens - len(tokens)
+        # The unfilled end becomes sequences of padding: attention kernels leave uncovered tokens undefined.
+        tails = np.full(gap // self.longest + (gap % self.longest > 0), self.longest)
+        tails[-1:] = gap - tails[:-1].sum()
+        lengths = np.concatenate([lengths, tails])
+        borders = np.full(max(self.most_sequences, len(lengths)) + 1, self.tokens)
+        borders[: len(lengths) + 1] = np.concatenate([[0], np.cumsum(lengths)])
+        positions = np.arange(self.tokens) - np.repeat(borders[: len(lengths)], lengths)
+        return {
+            "input_ids": torch.from_numpy(np.pad(tokens, (0, gap), constant_values=PAD).astype(np.int64))[
+                None
+            ],
+            "position_ids": torch.from_numpy(positions)[None],
+            "labels": torch.from_numpy(np.pad(labels, (0, gap), constant_values=IGNORED))[None],
+            "cu_seqlens": torch.from_numpy(borders.astype(np.int32)),
+            "max_seqlen": self.longest,
+        }
+
+    def _pad(self, tokens: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> dict:
+        real = np.arange(lengths.max(initial=1)) < lengths[:, None]
+        input_ids = np.full(real.shape, PAD, dtype=np.int64)
+        padded_labels = np.full(real.shape, IGNORED, dtype=np.int64)
+        input_ids[real], padded_labels[real] = tokens, labels
+        return {
+            "input_ids": torch.from_numpy(input_ids),
+            "attention_mask": torch.from_numpy(real.astype(np.int64)),
+            "labels": torch.from_numpy(padded_labels),
+        }

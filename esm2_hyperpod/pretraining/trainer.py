@@ -1,0 +1,281 @@
+"""Masked-LM pretraining with the Hugging Face Trainer, over packs."""
+
+import math
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import EsmForMaskedLM
+
+from esm2_hyperpod.esm.fp8 import use_fp8
+from esm2_hyperpod.esm.model import build_config, check_model_folder
+from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, masked_lm_loss
+from esm2_hyperpod.pretraining import validation
+from esm2_hyperpod.pretraining.arguments import PretrainingArguments
+from esm2_hyperpod.pretraining.batches import BatchMaker
+from esm2_hyperpod.pretraining.epoch_plans import EpochPlans, SharedPlans
+from esm2_hyperpod.pretraining.epochs import PackStream, StepSampler
+from esm2_hyperpod.pretraining.packing import Layout, packed_layout, padded_layout
+from esm2_hyperpod.pretraining.schedule import SCHEDULES
+from esm2_hyperpod.pretraining.sequence_store import SequenceStore
+from esm2_hyperpod.pretraining.sharding import sum_gradients_in_fp32
+from esm2_hyperpod.runs.record import plot_training_curve
+from esm2_hyperpod.tokenization.uniref_clusters import CLUSTER_OF_ROW
+from esm2_hyperpod.training.throughput import Counts, Meter
+from esm2_hyperpod.training.trainer import ResumableTrainer
+
+# Below so many sequences each process plans by itself in less than the time it takes to wait for another.
+SHARED_FROM = 1_000_000
+
+
+def build_model(args: PretrainingArguments) -> EsmForMaskedLM:
+    """The model to train: from scratch by size, or from a folder or the hub; fp32 parameters.
+
+    The contact head has no part in masked-LM training. Left trainable it would make DDP search for
+    unused parameters and FSDP2 fail to resume for want of its optimizer state.
+    """
+    model_class = PackedEsmForMaskedLM if args.packing else EsmForMaskedLM
+    if args.model_name_or_path:
+        check_model_folder(args.model_name_or_path)
+        model = model_class.from_pretrained(args.model_name_or_path, dtype=torch.float32)
+    else:
+        model = model_class(build_config(args.model_size))
+    model.esm.contact_head.requires_grad_(False)
+    return use_fp8(model, args.device) if args.precision == "fp8" else model
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sequences, the packs an epoch visits, and the maker of their micro-batches."""
+
+    store: SequenceStore
+    packs: PackStream
+    batches: BatchMaker
+
+
+def open_split(
+    folder: Path, args: PretrainingArguments, seed: int, plans_folder: Path | None
+) -> Split | None:
+    """Open a split of step 1, or None if there is nothing in it.
+
+    With a `cluster_of_row.npy` beside it, an epoch takes one member of each cluster.
+
+    Args:
+        seed: of packs, crops and masks.
+        plans_folder: where processes share plans, if at all; its name must tell runs with other
+            options apart.
+    """
+    if not folder.is_dir():  # step 1 makes no folder for a split of size 0
+        return None
+    store = SequenceStore(folder)
+    if not len(store):
+        return None
+
+    def lengths() -> np.ndarray:
+        return np.minimum(store.lengths(), args.max_seq_length)
+
+    def layout(lengths: np.ndarray) -> Layout:
+        if args.packing:
+            return packed_layout(lengths, args.tokens_per_device, seed)
+        return padded_layout(lengths, args.tokens_per_device)
+
+    clusters = folder / CLUSTER_OF_ROW
+    plans = EpochPlans(lengths, layout, seed, np.load(clusters, mmap_mode="r") if clusters.exists() else None)
+    if plans_folder and args.world_size > 1 and len(store) >= SHARED_FROM:
+        plans = SharedPlans(plans, plans_folder / folder.name, maker=args.process_index == 0)
+    packs = PackStream(plans)
+    tails = math.ceil(
+        args.tokens_per_device / args.max_seq_length
+    )  # an empty end is so many sequences at most
+    batches = BatchMaker(
+        store=store,
+        tokens=args.tokens_per_device,
+        longest=args.max_seq_length,
+        most_sequences=packs.most_sequences() + tails,
+        seed=seed,
+        mask_probability=args.mlm_probability,
+        mask_replace=args.mask_replace,
+        packing=args.packing,
+    )
+    return Split(store, packs, batches)
+
+
+class PretrainingTrainer(ResumableTrainer):
+    """Trainer over packs, whose losses do not depend on how the global batch is divided.
+
+    Args:
+        train_split: what is learned from.
+        validation_split: what is evaluated on, or None to do without.
+        frequency_entropy: of the validation residues, in nats; a line in the training curve.
+    """
+
+    def __init__(
+        self,
+        model: EsmForMaskedLM,
+        args: PretrainingArguments,
+        train_split: Split,
+        validation_split: Split | None,
+        frequency_entropy: float | None,
+        callbacks: list,
+    ):
+        # Trainer wants to be given data sets; it reads them through the loaders below alone.
+        super().__init__(
+            model, args, train_dataset=train_split, eval_dataset=validation_split, callbacks=callbacks
+        )
+        sum_gradients_in_fp32(self.accelerator)
+        self.model_accepts_loss_kwargs = True  # makes Trainer count the masked tokens of all ranks
+        self._train_split = train_split
+        self._validation_split = validation_split
+        self._meter = Meter(model.config, args.device)
+        self._frequency_entropy = frequency_entropy
+        self._last_evaluation: tuple[int, dict[str, float]] = (-1, {})
+
+    # ---- data ----------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This rank's micro-batches, from `first_step` to the last step of this run."""
+        args = self.args
+        sampler = StepSampler(
+            self._train_split.packs,
+            args.packs_per_step,
+            args.max_steps,
+            range(self.first_step, args.last_step),
+            args.process_index,
+            args.world_size,
+        )
+        return self._loader(self._train_split.batches, sampler)
+
+    def _loader(self, batches: BatchMaker, sampler) -> DataLoader:
+        return DataLoader(
+            batches,
+            sampler=sampler,
+            batch_size=None,  # a key of the sampler is a whole micro-batch
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.device.type == "cuda",
+            prefetch_factor=4 if self.args.dataloader_num_workers else None,
+        )
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Trainer's, with the time spent waiting for data put down."""
+        start = time.perf_counter()
+        samples = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._meter.add_waiting(time.perf_counter() - start)
+        return samples
+
+    def _prepare_inputs(self, inputs):
+        # From pinned memory and without waiting: an ordinary copy stops the host until the GPU is idle.
+        device = self.args.device
+        return {
+            key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
+            for key, value in inputs.items()
+        }
+
+    # ---- training ------------------------------------------------------------------------------
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One micro-batch; what it holds is counted for the throughput figures."""
+        counts = Counts(*inputs.pop("counts"))
+        self._meter.add(counts)
+        self.count_residues(counts.residues)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Sum over this micro-batch's masked tokens, over the masked tokens of the whole step.
+
+        DDP and FSDP average gradients over ranks; the factor makes that a sum.
+        """
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = masked_lm_loss(outputs.logits, labels, num_items_in_batch) * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """The schedule of `--lr_schedule`."""
+        if self.args.lr_schedule == "trainer":
+            return super().create_scheduler(num_training_steps, optimizer)
+        factor, warmup = SCHEDULES[self.args.lr_schedule], self.args.warmup_steps
+        self.lr_scheduler = LambdaLR(
+            optimizer or self.optimizer, lambda step: factor(step, warmup, num_training_steps)
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # ---- validation ----------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """`validation.validate` of the validation split, logged, with the training curve redrawn."""
+        assert self._validation_split is not None and metric_key_prefix == "eval"
+        start = time.perf_counter()
+        metrics = validation.validate(self.model, self._validation_batches(), self.args.device)
+        self._last_evaluation = self.state.global_step, dict(metrics)
+        self.log(metrics)
+        if self.is_world_process_zero():
+            plot_training_curve(self.output_dir, self._frequency_entropy)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._meter.pause(time.perf_counter() - start)
+        return metrics
+
+    def evaluate_once(self) -> dict[str, float]:
+        """The figures of the current step's evaluation, made now if the schedule did not ask for it."""
+        if self._last_evaluation[0] != self.state.global_step:
+            self.evaluate()
+        return self._last_evaluation[1]
+
+    def _validation_batches(self):
+        packs, args = self._validation_split.packs, self.args
+        numbers = validation.share_of_packs(packs.packs_per_epoch, args.process_index, args.world_size)
+        keys = [(validation.EPOCH, packs[max(number, 0)][1]) for number in numbers]
+        for number, batch in zip(numbers, self._loader(self._validation_split.batches, keys)):
+            del batch["counts"]
+            yield self._prepare_inputs(batch), number >= 0
+
+    # ---- logs and checkpoints ------------------------------------------------------------------
+
+    def _save_checkpoint(self, model, trial):
+        start = time.perf_counter()
+        super()._save_checkpoint(model, trial)
+        self._meter.pause(time.perf_counter() - start)
+
+    def log_figures(self) -> dict[str, float]:
+        """Throughput over all ranks since the last log."""
+        return self._meter.read(self.args.last_step - self.state.global_step)
+
+    def epoch(self) -> float:
+        """Passes over the training packs so far."""
+        return self._train_split.packs.epochs(self.state.global_step * self.args.packs_per_step)
+
+    def describe(self, line: dict[str, float]) -> str:
+        """A log as one plain line."""
+        head = f"step {line['step']}/{self.args.last_step}  epoch {line['epoch']:.3f}  "
+        if "eval_loss" in line:
+            return head + (
+                f"validation loss {line['eval_loss']:.4f}  perplexity {line['eval_perplexity']:.3f}  "
+                f"accuracy {line['eval_accuracy']:.4f}"
+            )
+        speed = f"{line['residues_per_second']:,.0f} residues/s"
+        if self.args.world_size > 1:
+            speed += f" ({line['residues_per_second_per_device']:,.0f} per device)"
+        speed += f"  {line['tokens_per_second']:,.0f} tokens/s"
+        used = f"MFU {line['mfu']:.1%}" if "mfu" in line else f"{line['tflops_per_device']:.3g} TFLOPS"
+        memory = f"  peak {line['peak_memory_gb']:.1f} GB" if "peak_memory_gb" in line else ""
+        return head + (
+            f"loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}  grad norm {line['grad_norm']:.3f}  "
+            f"{speed}  {used}{memory}  padding {line['padding_share']:.1%}  "
+            f"waiting for data {line['data_wait_seconds']:.2f} s ({line['data_wait_share']:.1%})  "
+            f"ETA {timedelta(seconds=round(line['eta_seconds']))}"
+        )
+
+    def on_bad_loss(self, step: int) -> str:
+        """Write the ids of that step's sequences to a file, and name it."""
+        packs = self.args.packs_per_step
+        path = self.output_dir / f"sequences_of_step_{step}.txt"
+        if self.is_world_process_zero():
+            numbers = range((step - 1) * packs, step * packs)
+            members = np.concatenate([self._train_split.packs[number][1] for number in numbers])
+            path.write_text("\n".join(self._train_split.store.name(index) for index in members) + "\n")
+        return f"its sequences are listed in {path}; "

@@ -1,0 +1,1 @@
+"""Labelled proteins: reading, similarity, splits."""

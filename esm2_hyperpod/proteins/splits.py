@@ -1,0 +1,214 @@
+"""Train, validation and test proteins: as published, as given, or split off by similarity."""
+
+import csv
+import io
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from esm2_hyperpod.artifacts import (
+    MANIFEST,
+    read_manifest,
+    write_json_atomically,
+    write_text_atomically,
+)
+from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.proteins.labelled import Protein, Rejected, clean, count_labels
+from esm2_hyperpod.proteins.similarity import KMERS_METHOD, group_similar, similar_pairs
+
+FOLDS = 10
+HELD_OUT_FOLDS = {"validation": (2,), "test": (0, 1)}
+METHODS = ("similarity", "random")
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass
+class Splits:
+    """The proteins of each split, the rows that are not used, and how the split was made, in words."""
+
+    train: list[Protein]
+    validation: list[Protein]
+    test: list[Protein]
+    rejected: list[Rejected]
+    facts: dict[str, Any]
+
+
+def make_splits(given: dict[str, Iterable[Protein]], method: str, seed: int) -> Splits:
+    """Complete what was given (`train`, perhaps `validation` and `test`) to three splits.
+
+    A published test mark in `train` is respected. What is missing is split off `train`: a fifth for the
+    test, a tenth for validation; by similarity (`method="similarity"`) or at random (`"random"`). Rows
+    that cannot be used, and training rows that are held out or similar to what was split off by similarity,
+    go to `rejected`.
+
+    Raises `UserError` if there are none, or too few proteins to split.
+    """
+    parts, rejected = {}, []
+    for name, rows in given.items():
+        parts[name], unusable = clean(rows)
+        rejected += unusable
+        if not parts[name]:
+            first = f"{unusable[0].where}: {unusable[0].reason}"
+            raise UserError(f"not one {name} protein can be used; the first, {first}; mend the rows")
+    origin = dict.fromkeys(given, "given")
+    if "test" not in parts and any(protein.test for protein in parts["train"]):
+        parts["test"], origin["test"] = [p for p in parts["train"] if p.test], "published test mark"
+        parts["train"] = [p for p in parts["train"] if not p.test]
+    parts["train"], repeated = _without_held_out(
+        parts["train"], [*parts.get("validation", []), *parts.get("test", [])]
+    )
+    rejected += repeated
+
+    everybody = [protein for part in parts.values() for protein in part]
+    similar = Similarities(everybody)
+    missing = [name for name in HELD_OUT_FOLDS if name not in parts]
+    grouping = "none needed, the splits were given"
+    if missing:
+        origin.update(dict.fromkeys(missing, method))
+        split_off, grouping = _split_off(parts["train"], missing, similar, method, seed)
+        parts.update(split_off)
+        if method == "similarity":
+            held_out = [protein for name in missing for protein in parts[name]]
+            relatives = similar.among(parts["train"], held_out)
+            reason = "similar to a protein held out for evaluation"
+            rejected += [Rejected(p.where, p.id, reason) for p in parts["train"] if p.where in relatives]
+            parts["train"] = [p for p in parts["train"] if p.where not in relatives]
+
+    labels = count_labels(parts["train"])
+    if len(labels) < 2:
+        raise UserError(
+            f"the training proteins have {len(labels)} label(s), which leaves nothing to tell "
+            "apart; give proteins of two labels or more"
+        )
+    for name in HELD_OUT_FOLDS:
+        parts[name], unknown = _with_known_labels(parts[name], set(labels))
+        rejected += unknown
+        if not parts[name]:
+            raise UserError(f"the {name} split is empty; give more proteins or a --{name}_file")
+    facts = {
+        "origin": {name: origin.get(name, "given") for name in SPLITS},
+        "proteins": {name: len(parts[name]) for name in SPLITS},
+        "labels": labels,
+        "grouping": grouping,
+        "test_proteins_like_a_training_protein": len(similar.among(parts["test"], parts["train"])),
+        "leak_measured_by": KMERS_METHOD,
+    }
+    return Splits(parts["train"], parts["validation"], parts["test"], rejected, facts)
+
+
+class Similarities:
+    """Which of some proteins are similar, by `similar_pairs`."""
+
+    def __init__(self, proteins: list[Protein]):
+        self._position = {protein.where: index for index, protein in enumerate(proteins)}
+        self._pairs = similar_pairs([protein.sequence for protein in proteins])
+
+    def between(self, rows: list[Protein], columns: list[Protein]):
+        """bool[rows, columns], sparse."""
+        places = ([self._position[protein.where] for protein in part] for part in (rows, columns))
+        first, second = places
+        return self._pairs[first][:, second]
+
+    def among(self, proteins: list[Protein], others: list[Protein]) -> set[str]:
+        """`where` of those of `proteins` that are similar to one of `others`."""
+        found = self.between(proteins, others).sum(axis=1) > 0
+        return {protein.where for protein, similar in zip(proteins, found) if similar}
+
+
+def _without_held_out(train: list[Protein], held_out: list[Protein]) -> tuple[list[Protein], list[Rejected]]:
+    """The training proteins whose very sequence is not held out; the others, with the reason."""
+    elsewhere = {protein.sequence: protein.where for protein in held_out}
+    repeated = [protein for protein in train if protein.sequence in elsewhere]
+    rejected = [
+        Rejected(p.where, p.id, f"held out for evaluation: {elsewhere[p.sequence]}") for p in repeated
+    ]
+    return [protein for protein in train if protein.sequence not in elsewhere], rejected
+
+
+def _split_off(
+    train: list[Protein], names: list[str], similar: Similarities, method: str, seed: int
+) -> tuple[dict[str, list[Protein]], str]:
+    """`names` split off `train`, and what is left as `train`; and the grouping in words."""
+    folds, grouping = _folds(train, similar.between(train, train), method, seed)
+    part_of_fold = {fold: name for name in names for fold in HELD_OUT_FOLDS[name]}
+    parts: dict[str, list[Protein]] = {name: [] for name in ("train", *names)}
+    for protein, fold in zip(train, folds):
+        parts[part_of_fold.get(int(fold), "train")].append(protein)
+    return parts, grouping
+
+
+def _folds(proteins: list[Protein], pairs, method: str, seed: int) -> tuple[np.ndarray, str]:
+    """Fold number of each protein, balanced over labels, groups kept whole; and the grouping in words."""
+    if method == "random":
+        groups, description = np.arange(len(proteins)), "none: split at random, homologues on both sides"
+    else:
+        groups, description = group_similar([protein.sequence for protein in proteins], pairs)
+        largest = np.bincount(np.unique(groups, return_inverse=True)[1]).max(initial=0)
+        description += f": {len(np.unique(groups)):,} groups, the largest of {largest:,} proteins"
+    labels = np.array([protein.label for protein in proteins])
+    kinds = len(np.unique(groups))
+    if kinds < FOLDS or np.unique(labels, return_counts=True)[1].max(initial=0) < FOLDS:
+        raise UserError(
+            f"{len(proteins)} usable proteins in {kinds} groups of similar ones are too few to split "
+            f"(at least {FOLDS} groups, and {FOLDS} proteins of one label); give --validation_file "
+            "and --test_file"
+        )
+    folds = np.empty(len(proteins), dtype=np.int64)
+    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # it still goes to some fold
+        parts = [inside for _, inside in splitter.split(labels, labels, groups)]
+    # A group too large for a fold makes an oversized one: sorted to the end, it is left to training.
+    parts.sort(key=lambda inside: abs(len(inside) - len(proteins) / FOLDS))
+    for number, inside in enumerate(parts):
+        folds[inside] = number
+    return folds, description
+
+
+def _with_known_labels(proteins: list[Protein], known: set[str]) -> tuple[list[Protein], list[Rejected]]:
+    kept, rejected = [], []
+    for protein in proteins:
+        strangers = set(protein.label.split("|")) - known
+        if strangers:
+            reason = f"no training protein has the label {', '.join(sorted(strangers))}"
+            rejected.append(Rejected(protein.where, protein.id, reason))
+        else:
+            kept.append(protein)
+    return kept, rejected
+
+
+def write_splits(splits: Splits, folder: Path, options: dict[str, Any]) -> None:
+    """Write `train.csv`, `validation.csv`, `test.csv`, `rejected.csv` and, last, `manifest.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in SPLITS:
+        _write_csv(folder / f"{name}.csv", Protein, getattr(splits, name))
+    _write_csv(folder / "rejected.csv", Rejected, splits.rejected)
+    manifest = {"options": options, **splits.facts, "rejected": len(splits.rejected)}
+    write_json_atomically(folder / MANIFEST, manifest)
+
+
+def _write_csv(path: Path, kind: type, rows: list) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_text_atomically(path, text.getvalue())
+
+
+def read_splits(folder: Path, made_by: str) -> Splits:
+    """What `write_splits` wrote. Raises `UserError` if it is unfinished."""
+    facts = read_manifest(folder, made_by)
+    parts = {}
+    for name in (*SPLITS, "rejected"):
+        with open(folder / f"{name}.csv", encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        kind = Rejected if name == "rejected" else Protein
+        parts[name] = [
+            kind(**{**row, "test": row["test"] == "True"} if "test" in row else row) for row in rows
+        ]
+    return Splits(**parts, facts=facts)

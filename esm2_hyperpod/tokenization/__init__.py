@@ -1,0 +1,1 @@
+"""Step 1: csv/ -> processed/arrow/{train,validation,test}."""

@@ -1,0 +1,122 @@
+"""cluster_setup/doctor.py on healthy and unhealthy set-ups, on a real Slurm of virtual nodes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.commands import ROOT
+from helpers.local_slurm import LocalSlurm
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory) -> LocalSlurm:
+    cluster = LocalSlurm(tmp_path_factory.mktemp("doctor"))
+    yield cluster
+    cluster.stop()
+
+
+def doctor(
+    slurm: LocalSlurm, shared: Path, *options: object, python: object = sys.executable, **variables: str
+):
+    """The exit code and the lines of a diagnosis."""
+    command = [python, "cluster_setup/doctor.py", "--shared_dir", shared, *options]
+    environment = slurm.environment(**variables)
+    result = subprocess.run(
+        [str(word) for word in command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "Traceback" not in result.stderr, result.stderr
+    return result.returncode, result.stdout.splitlines()
+
+
+def wrongs(lines: list[str]) -> list[str]:
+    return [line for line in lines if line.startswith("WRONG")]
+
+
+def test_healthy(slurm, tmp_path):
+    code, lines = doctor(slurm, tmp_path)
+    assert code == 0 and wrongs(lines) == []
+    assert {"this machine", "node1", "node2"} <= {
+        line[7:].split(":")[0] for line in lines if line.startswith("ok")
+    }
+    assert any("all-reduce over 2 node(s), 2 processes" in line and "GB/s" in line for line in lines)
+    assert lines[-1] == "nothing wrong was found: go on"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shared_folder_is_missing_or_cannot_be_written(slurm, tmp_path):
+    code, lines = doctor(slurm, tmp_path / "none", "--nodes=1")
+    assert code == 1
+    assert [
+        line
+        for line in wrongs(lines)
+        if "no such folder" in line and ("this machine" in line or "node1" in line)
+    ]
+    code, lines = doctor(slurm, Path("/proc/self/fdinfo"), "--nodes=1")
+    assert code == 1 and any("change its owner or permissions" in line for line in wrongs(lines))
+
+
+def test_another_version_on_one_node(slurm, tmp_path):
+    """The Python of the nodes is a script that finds another transformers on node2."""
+    other = tmp_path / "other" / "transformers-0.0.1.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 0.0.1\n")
+    # A virtual environment is found by the path of its Python, so this one gets its packages by PYTHONPATH.
+    packages = next(path for path in sys.path if path.endswith("site-packages"))
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!/bin/sh\nexport PYTHONPATH={packages}\n"
+        f'[ "$SLURMD_NODENAME" != node2 ] || PYTHONPATH={other.parent}:{packages}\n'
+        f'exec "{Path(sys.executable).resolve()}" "$@"\n'
+    )
+    python.chmod(0o755)
+    # A script has no sys.executable of its own: say which one the nodes shall run.
+    start = (
+        f"import sys; sys.executable = {str(python)!r}; sys.path.insert(0, 'cluster_setup'); import doctor"
+    )
+    command = [sys.executable, "-c", f"{start}; sys.exit(doctor.main())", "--shared_dir", str(tmp_path)]
+    result = subprocess.run(
+        command, cwd=ROOT, env=slurm.environment(), capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 1, result.stderr
+    found = [line for line in result.stdout.splitlines() if "node2: transformers 0.0.1, but " in line]
+    assert len(found) == 1 and "node1: transformers" not in result.stdout
+
+
+def test_environment_without_packages(slurm, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    code, lines = doctor(slurm, tmp_path, "--nodes=1", python=tmp_path / "venv" / "bin" / "python")
+    assert code == 1
+    assert any(
+        "this machine: torch, transformers" in line and "not installed" in line for line in wrongs(lines)
+    )
+
+
+def test_lost_node_and_settings_that_bite(slurm, tmp_path):
+    text = slurm.conf.read_text()
+    slurm.conf.write_text(text.replace("JobRequeue=1", "JobRequeue=0").replace("KillWait=30", "KillWait=5"))
+    slurm.run("scontrol", "reconfigure")
+    slurm.run("scontrol", "update", "nodename=node3", "state=drain", "reason=fan failed")
+    code, lines = doctor(slurm, tmp_path, "--nodes=1")
+    slurm.conf.write_text(text)
+    slurm.run("scontrol", "reconfigure")
+    slurm.run("scontrol", "update", "nodename=node3", "state=resume")
+    assert code == 1
+    assert [line for line in wrongs(lines) if "JobRequeue=0" in line]
+    assert any("KillWait=5" in line for line in lines)
+    assert any("node3 is drained (fan failed)" in line for line in lines)
+
+
+def test_slurm_does_not_answer(slurm, tmp_path):
+    code, lines = doctor(slurm, tmp_path, SLURM_CONF=str(tmp_path / "none.conf"))
+    assert code == 1 and any("Slurm does not answer" in line for line in wrongs(lines))
+
+
+def test_no_slurm(slurm, tmp_path):
+    code, lines = doctor(slurm, tmp_path, PATH=str(tmp_path))
+    assert code == 0 and any("only this machine" in line for line in lines)

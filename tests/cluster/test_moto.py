@@ -1,0 +1,241 @@
+"""hyperpod.py as a user runs it, against moto's AWS on loopback: create, status, connect, delete."""
+
+import logging
+import re
+import runpy
+import sys
+import urllib.request
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from helpers import cluster_moto
+from helpers.commands import ROOT, run
+
+CONFIG = ROOT / "cluster_setup" / "cluster.yaml"
+COMMAND = str(ROOT / "cluster_setup" / "hyperpod.py")
+
+
+@pytest.fixture(scope="module")
+def server():
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server, address = cluster_moto.start_server()
+    yield SimpleNamespace(address=address, has_cluster=False)
+    server.stop()
+
+
+@pytest.fixture
+def aws(server, monkeypatch):
+    """The address of an AWS in which nothing exists and quotas are ample."""
+    _credentials(monkeypatch)
+    _start_over(server)
+    return server.address
+
+
+@pytest.fixture
+def aws_with_cluster(server, monkeypatch, hyperpod):
+    """The address of an AWS in which the shipped cluster.yaml has been created; for tests that only read."""
+    _credentials(monkeypatch)
+    if not server.has_cluster:
+        _start_over(server)
+        hyperpod("create", "--yes")
+        server.has_cluster = True
+    return server.address
+
+
+def _credentials(monkeypatch):
+    for name, value in cluster_moto.CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+
+
+def _start_over(server):
+    urllib.request.urlopen(urllib.request.Request(f"{server.address}/moto-api/reset", method="POST"))
+    server.has_cluster = False
+    cluster_moto.QUOTAS.clear()
+    cluster_moto.QUOTAS.update(
+        {"ml.g5.24xlarge for cluster usage": 4.0, "ml.m5.xlarge for cluster usage": 1.0}
+    )
+
+
+@pytest.fixture
+def hyperpod(server, monkeypatch, capsys):
+    """Runs hyperpod.py whole, in this process: importing boto3 anew takes longer than the rest."""
+
+    def hyperpod(command, *arguments, code=0):
+        words = [COMMAND, command, "--endpoint_url", server.address, *arguments]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(COMMAND, run_name="__main__")
+        output = capsys.readouterr()
+        message = stop.value.code if isinstance(stop.value.code, str) else ""
+        assert (1 if message else stop.value.code or 0) == code, output.out + message
+        return SimpleNamespace(out=output.out, error=message)
+
+    return hyperpod
+
+
+def clusters(address):
+    summaries = cluster_moto.client("sagemaker", address).list_clusters()["ClusterSummaries"]
+    return [cluster["ClusterName"] for cluster in summaries]
+
+
+def stacks(address):
+    return [
+        stack["StackName"]
+        for stack in cluster_moto.client("cloudformation", address).describe_stacks()["Stacks"]
+    ]
+
+
+def test_create_makes_the_cluster_with_what_the_stack_made(aws_with_cluster, hyperpod):
+    cluster = cluster_moto.client("sagemaker", aws_with_cluster).describe_cluster(ClusterName="esm2")
+    (vpc,) = cluster_moto.client("ec2", aws_with_cluster).describe_vpcs(
+        Filters=[{"Name": "cidr", "Values": ["10.1.0.0/16"]}]
+    )["Vpcs"]
+    (subnet,) = cluster_moto.client("ec2", aws_with_cluster).describe_subnets(
+        Filters=[{"Name": "vpc-id", "Values": [vpc["VpcId"]]}, {"Name": "cidr", "Values": ["10.1.0.0/17"]}]
+    )["Subnets"]
+    assert cluster["VpcConfig"]["Subnets"] == [subnet["SubnetId"]]
+    assert subnet["AvailabilityZone"] == "us-west-2b"
+    (file_system,) = cluster_moto.client("fsx", aws_with_cluster).describe_file_systems()["FileSystems"]
+    for group in cluster["InstanceGroups"]:
+        mount = group["InstanceStorageConfigs"][0]["FsxLustreConfig"]
+        assert mount["DnsName"] == file_system["DNSName"]
+        bucket, key = re.match("s3://([^/]+)/(.*)", group["LifeCycleConfig"]["SourceS3Uri"]).groups()
+        script = cluster_moto.client("s3", aws_with_cluster).get_object(
+            Bucket=bucket, Key=f"{key}/on_init_complete.sh"
+        )
+        assert script["Body"].read() == (CONFIG.parent / "on_init_complete.sh").read_bytes()
+
+
+def test_status_says_what_is_there_and_what_bills(aws_with_cluster, hyperpod):
+    there = hyperpod("status").out
+    assert "cluster esm2 in us-west-2: InService" in there
+    assert "workers: 2 of 2 nodes, ml.g5.24xlarge" in there
+    assert len(re.findall(r"^  \S+  (controller|workers) +Running$", there, re.M)) == 3
+    for bill in ("2 x ml.g5.24xlarge", "FSx for Lustre file system", "NAT gateway", "public address"):
+        assert bill in there.partition("bills now:")[2]
+
+
+def test_a_mistake_that_matters_to_creation_only_does_not_stand_in_the_way_of_removal(
+    aws_with_cluster, hyperpod, tmp_path
+):
+    (tmp_path / "cluster.yaml").write_text(CONFIG.read_text())  # without the script it names
+    assert "correct the path" in hyperpod("create", "--config", tmp_path / "cluster.yaml", code=1).error
+    assert "would remove all" in hyperpod("delete", "--dry_run", "--config", tmp_path / "cluster.yaml").out
+
+
+def test_connect_targets_the_controller_or_the_node_asked_for(aws_with_cluster, hyperpod):
+    command = hyperpod("connect", "--dry_run").out
+    assert re.search(
+        r"aws ssm start-session --region us-west-2 --target sagemaker-cluster:esm2_controller-controller-0",
+        command,
+    )
+    assert "_workers-workers-0" in hyperpod("connect", "--dry_run", "--node", "workers").out
+    wrong = hyperpod("connect", "--dry_run", "--node", "i-0", code=1)
+    assert "no running node i-0; running nodes: controller controller-0" in wrong.error
+
+
+def test_a_stack_made_for_other_storage_is_refused_and_untouched(aws_with_cluster, hyperpod, tmp_path):
+    config = yaml.safe_load(CONFIG.read_text())
+    config["fsx"]["size_gb"] = 2400
+    config["options"]["on_init_complete"] = None
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
+    result = hyperpod("create", "--yes", "--config", tmp_path / "cluster.yaml", code=1)
+    assert "FsxSizeGb=1200 (now 2400)" in result.error
+
+
+def test_create_goes_on_where_it_was_interrupted_and_twice_is_once(aws_with_cluster, hyperpod, server):
+    """Takes the cluster away, as if it had not come so far, and puts the legacy file in its way."""
+    server.has_cluster = False
+    cloudformation = cluster_moto.client("cloudformation", aws_with_cluster)
+    (stack,) = cloudformation.describe_stacks()["Stacks"]
+    again = hyperpod("create", "--yes").out
+    assert "cluster esm2 is there" in again and "making stack" not in again
+
+    cluster_moto.client("sagemaker", aws_with_cluster).delete_cluster(ClusterName="esm2")
+    bucket, key = "sagemaker-esm2-123456789012-us-west-2", "lifecycle/provisioning_parameters.json"
+    cluster_moto.client("s3", aws_with_cluster).put_object(Bucket=bucket, Key=key, Body=b"{}")
+    refused = hyperpod("create", "--yes", code=1)
+    assert f"aws s3 rm s3://{bucket}/{key}" in refused.error and clusters(aws_with_cluster) == []
+
+    cluster_moto.client("s3", aws_with_cluster).delete_object(Bucket=bucket, Key=key)
+    output = hyperpod("create", "--yes").out
+    assert "stack esm2-hyperpod is there" in output and "creating cluster esm2" in output
+    (same,) = cloudformation.describe_stacks()["Stacks"]
+    assert stack["StackId"] == same["StackId"] and clusters(aws_with_cluster) == ["esm2"]
+
+
+def test_nothing_is_made_without_a_yes_nor_in_a_dry_run(aws, hyperpod):
+    assert "add --yes to go on" in hyperpod("create", code=1).error
+    assert "cluster esm2: would be made" in hyperpod("create", "--dry_run").out
+    assert "does not exist" in hyperpod("status").out and "nothing bills" in hyperpod("status").out
+    assert clusters(aws) == [] and stacks(aws) == []
+
+
+def test_nothing_is_removed_or_changed_without_a_yes_nor_in_a_dry_run(aws_with_cluster, hyperpod):
+    assert "add --yes to go on" in hyperpod("delete", code=1).error
+    assert "would remove all of it" in hyperpod("delete", "--dry_run").out
+    assert "would change cluster esm2 from 2 to 3" in hyperpod("scale", "--count", "3", "--dry_run").out
+    assert "is there, would be kept" in hyperpod("create", "--dry_run").out
+    assert clusters(aws_with_cluster) == ["esm2"] and stacks(aws_with_cluster) == ["esm2-hyperpod"]
+
+
+def test_scaling_beyond_the_quota_or_to_nothing_is_refused(aws_with_cluster, hyperpod):
+    assert "the cluster needs 5" in hyperpod("scale", "--count", "5", code=1).error
+    assert "workers.count = 0" in hyperpod("scale", "--count", "0", code=1).error
+
+
+def test_a_quota_too_low_stops_before_anything_is_made(aws, hyperpod):
+    cluster_moto.QUOTAS["ml.g5.24xlarge for cluster usage"] = 0.0
+    result = hyperpod("create", "--yes", code=1)
+    assert "quota 'ml.g5.24xlarge for cluster usage' = 0.0: the cluster needs 2" in result.error
+    assert "--quota-code L-1 --desired-value 2 --region us-west-2" in result.error
+    assert stacks(aws) == []
+
+
+def test_a_zone_without_the_machines_is_refused_with_the_zones_that_have_them(aws, hyperpod, tmp_path):
+    config = yaml.safe_load(CONFIG.read_text()) | {"availability_zone": "us-west-2d"}
+    config["options"]["on_init_complete"] = None
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
+    result = hyperpod("create", "--yes", "--config", tmp_path / "cluster.yaml", code=1)
+    assert "availability_zone = 'us-west-2d': has no ml.g5.24xlarge; use one of us-west-2a" in result.error
+    assert stacks(aws) == []
+
+
+def test_delete_keeps_the_data_if_asked_and_else_removes_all_but_backups(aws, hyperpod):
+    hyperpod("create", "--yes")
+    still = hyperpod("delete", "--yes", "--keep_stack").out.partition("still bills:")[2]
+    assert clusters(aws) == [] and stacks(aws) == ["esm2-hyperpod"]
+    assert "FSx for Lustre" in still and "ml.g5.24xlarge" not in still
+
+    group = "/aws/sagemaker/Clusters/esm2/abc"
+    cluster_moto.client("logs", aws).create_log_group(logGroupName=group)
+    fsx = cluster_moto.client("fsx", aws)
+    file_system = fsx.describe_file_systems()["FileSystems"][0]["FileSystemId"]
+    backup = fsx.create_backup(FileSystemId=file_system)["Backup"]["BackupId"]
+    output = hyperpod("delete", "--yes").out
+    assert "ALL DATA under /fsx" in output and group in output
+    assert f"still bills:\n  backup {backup}" in output and "aws fsx delete-backup" in output
+    assert stacks(aws) == [] and fsx.describe_file_systems()["FileSystems"] == []
+    assert cluster_moto.client("s3", aws).list_buckets()["Buckets"] == []
+    assert cluster_moto.client("logs", aws).describe_log_groups()["logGroups"] == []
+    networks = cluster_moto.client("ec2", aws).describe_vpcs()["Vpcs"]
+    assert [network["CidrBlock"] for network in networks] == [
+        "172.31.0.0/16"
+    ]  # the default one of any account
+    fsx.delete_backup(BackupId=backup)
+    assert "nothing bills" in hyperpod("delete", "--yes").out
+
+
+def test_no_credentials_is_one_line(aws):
+    nobody = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+    result = run(COMMAND, "status", "--endpoint_url", aws, check=False, **nobody)
+    assert result.returncode == 1 and "aws configure" in result.stderr and result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_no_answer_is_one_line(aws):
+    result = run(COMMAND, "status", "--endpoint_url", "http://127.0.0.1:9", check=False)
+    assert result.returncode == 1 and "AWS cannot be reached" in result.stderr
+    assert len(result.stderr.splitlines()) == 1

@@ -1,0 +1,168 @@
+"""cluster_setup/README.md against the commands it describes, and the scripts that run on the nodes."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from helpers.commands import ROOT, run
+
+SETUP = ROOT / "cluster_setup"
+PAGE = (SETUP / "README.md").read_text()
+COMMAND = str(SETUP / "hyperpod.py")
+CODE = "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, re.S))
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """hyperpod.py's own parsing of a command line."""
+    parse_arguments = runpy.run_path(COMMAND)["parse_arguments"]
+
+    def parse(*words):
+        monkeypatch.setattr(sys, "argv", ["hyperpod.py", *words])
+        return parse_arguments()
+
+    return parse
+
+
+def test_the_table_of_commands_is_what_help_says(parse, capsys):
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", PAGE, re.M)
+    with pytest.raises(SystemExit):
+        parse("--help")
+    commands = re.search(r"\{(.*?)\}", capsys.readouterr().out)[1].split(",")
+    assert [name for name, _, _ in rows] == commands
+    for name, summary, flags in rows:
+        with pytest.raises(SystemExit) as stop:
+            parse(name, "--help")
+        text = capsys.readouterr().out
+        assert stop.value.code == 0 and summary in " ".join(text.split())
+        offered = set(re.findall(r"^  (--\w+)", text, re.M)) - {"--config", "--help"}
+        assert set(re.findall(r"`(--\w+)`", flags)) == offered, name
+
+
+def test_every_command_line_of_the_page_is_accepted(parse):
+    lines = re.findall(r"^python cluster_setup/hyperpod\.py (.*)$", CODE, re.M)
+    assert {line.split()[0] for line in lines} == {"plan", "create", "status", "connect", "scale", "delete"}
+    for line in lines:
+        assert parse(*line.split()).command == line.split()[0]
+
+
+def test_an_unknown_flag_or_a_shortened_one_is_refused(parse, capsys):
+    for words in (["plan", "--price", "x"], ["create", "--dry"], ["delete", "--force"]):
+        with pytest.raises(SystemExit) as stop:
+            parse(*words)
+        assert stop.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_without_its_two_packages_the_command_says_how_to_get_them():
+    bare = run(sys.executable, "-S", COMMAND, "plan", check=False)
+    assert bare.returncode == 1 and "pip install -r cluster_setup/requirements.txt" in bare.stderr
+    assert len(bare.stderr.splitlines()) == 1
+
+
+def test_every_file_the_page_links_or_runs_exists():
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", PAGE):
+        assert (SETUP / link).exists(), link
+    for script in re.findall(r"^(?:bash|python3?) (\S+\.(?:sh|py))", CODE, re.M):
+        assert (ROOT / script).exists(), script
+
+
+def on_path(tmp_path, **commands):
+    """A PATH on which `commands` come before the real ones."""
+    folder = tmp_path / "bin"
+    folder.mkdir(exist_ok=True)
+    for name, body in commands.items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def set_up_node(tmp_path, mounted):
+    path = on_path(tmp_path, systemctl=f'echo "$*" > {tmp_path}/systemctl', mountpoint=f"exit {1 - mounted}")
+    (tmp_path / "fsx").mkdir(exist_ok=True)
+    user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+    places = {"ETC": f"{tmp_path}/etc", "FSX": f"{tmp_path}/fsx", "NODE_USER": user, "PATH": path}
+    result = run("bash", SETUP / "on_init_complete.sh", **places)
+    return result.stderr, tmp_path / "fsx" / user
+
+
+def test_the_nodes_set_up_keeps_shared_memory_and_makes_the_users_folder_however_often_it_runs(tmp_path):
+    for _ in range(2):
+        warnings, folder = set_up_node(tmp_path, mounted=True)
+        assert warnings == "" and folder.is_dir()
+        assert "RemoveIPC=no" in (tmp_path / "etc/systemd/logind.conf.d/esm2.conf").read_text()
+        assert (tmp_path / "systemctl").read_text() == "restart systemd-logind\n"
+
+
+def test_a_node_without_the_file_system_comes_up_all_the_same(tmp_path):
+    warnings, folder = set_up_node(tmp_path, mounted=False)
+    assert "fsx is not mounted" in warnings and not folder.exists()
+
+
+def create_environment(tmp_path, *arguments, **environment):
+    place = {"VENV": f"{tmp_path}/shared/.venv", "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    script = SETUP / "create_environment.sh"
+    return run("bash", script, *arguments, check=False, **(place | environment))
+
+
+def borrowed_environment(tmp_path):
+    """An environment in which pip finds all it should install to be there, so that it needs no network."""
+    venv = tmp_path / "shared" / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (site_packages,) = venv.glob("lib/python*/site-packages")
+    (site_packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
+    return venv
+
+
+def test_the_environment_is_made_proven_and_left_alone_when_nothing_changed(tmp_path):
+    venv = borrowed_environment(tmp_path)
+    first = create_environment(tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "two training steps on" in first.stdout and f"{venv} is ready" in first.stdout
+    second = create_environment(tmp_path)
+    assert second.stdout == f"{venv} is whole and up to date\n"
+    assert not list(tmp_path.glob("tmp.*"))  # mktemp's names: no scratch is left
+
+    (venv / ".made_from").write_text("an older requirements.txt")
+    broken = {"PYTHONPATH": str(tmp_path / "broken")}
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "accelerate.py").write_text("raise ImportError('half installed')")
+    third = create_environment(tmp_path, **broken)
+    assert third.returncode == 1 and "do not import" in third.stderr
+    assert not (venv / ".made_from").exists()  # what is not proven is not marked as whole
+
+
+def test_an_environment_that_is_not_there_or_a_wrong_word_is_one_line(tmp_path):
+    absent = create_environment(tmp_path, "verify")
+    assert absent.returncode == 1 and absent.stderr.startswith(
+        "create_environment.sh: error: no environment at"
+    )
+    wrong = create_environment(tmp_path, "--force")
+    assert wrong.returncode == 1 and "unknown argument --force" in wrong.stderr
+    assert len(absent.stderr.splitlines()) == len(wrong.stderr.splitlines()) == 1
+
+
+def test_an_old_python_gives_way_to_conda_and_without_it_is_one_line(tmp_path):
+    old = on_path(tmp_path, python3="exit 1")
+    refused = create_environment(tmp_path, PATH=f"{Path(old.split(':')[0])}:/usr/bin:/bin")
+    assert (
+        refused.returncode == 1 and "is not Python 3.10 or newer and conda is not installed" in refused.stderr
+    )
+    asked = on_path(tmp_path, python3="exit 1", conda=f'echo "$*" > {tmp_path}/conda; exit 1')
+    create_environment(tmp_path, PATH=asked)
+    assert (
+        f"create --yes --quiet --prefix {tmp_path}/shared/.venv python=3.11"
+        in (tmp_path / "conda").read_text()
+    )
+
+
+def test_two_runs_do_not_make_the_same_environment(tmp_path):
+    (tmp_path / "shared").mkdir()
+    lock = tmp_path / "shared" / ".venv.lock"
+    command = f"flock {lock} bash {SETUP}/create_environment.sh"
+    result = run("bash", "-c", command, check=False, VENV=f"{tmp_path}/shared/.venv")
+    assert result.returncode == 1 and "another run is making" in result.stderr

@@ -1,0 +1,342 @@
+"""`hyperpod.py plan` on the shipped cluster.yaml and on every mistake we could think of."""
+
+import copy
+import json
+
+import pytest
+import yaml
+from helpers.commands import ROOT, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esm2_hyperpod.cluster.billing import load_prices
+from esm2_hyperpod.cluster.checks import check_request, checked_config
+from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
+from esm2_hyperpod.errors import UserError
+
+SETUP = ROOT / "cluster_setup"
+SHIPPED = yaml.safe_load((SETUP / "cluster.yaml").read_text())
+
+
+def planted(tmp_path, changes):
+    """A cluster.yaml with `changes`, as {"workers.count": 0}, made to the shipped one."""
+    config = copy.deepcopy(SHIPPED)
+    for field, value in changes.items():
+        *sections, name = field.split(".")
+        section = config
+        for key in sections:
+            section = section[key]
+        section[name] = value
+    (tmp_path / "on_init_complete.sh").write_text("#!/bin/bash\n")
+    (tmp_path / "not_a_script.sh").write_text("echo\n")
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def mistakes(path):
+    """The lines that `checked_config` refuses `path` with."""
+    with pytest.raises(UserError) as refusal:
+        checked_config(path)
+    headline, *lines = str(refusal.value).splitlines()
+    assert "nothing was created or changed" in headline
+    return [line.strip() for line in lines]
+
+
+PLAN_ARN = "arn:aws:sagemaker:us-east-1:123456789012:training-plan/p5-plan-of-ours"
+PLANTED = [
+    ({"name": "ESM2"}, "name", "lower-case"),
+    ({"name": "my_cluster"}, "name", "lower-case"),
+    ({"name": "esm2-"}, "name", "lower-case"),
+    ({"name": "x" * 26}, "name", "at most 25"),
+    ({"name": 7}, "name", "put quotes around it"),
+    ({"region": "us-wset-2"}, "region", "did you mean us-west-2?"),
+    ({"availability_zone": "us-east-1a"}, "availability_zone", "us-west-2a"),
+    ({"availability_zone": "usw2-az2"}, "availability_zone", "us-west-2a"),
+    ({"availability_zone": None}, "availability_zone", "must be text"),
+    ({"workers.instance_type": "g5.24xlarge"}, "workers.instance_type", "did you mean ml.g5.24xlarge?"),
+    ({"workers.instance_type": "ml.g5.23xlarge"}, "workers.instance_type", "did you mean ml.g5.2"),
+    ({"workers.instance_type": "ml.c5.xlarge"}, "workers.instance_type", "no NVIDIA GPU"),
+    ({"workers.instance_type": "ml.trn1.32xlarge"}, "workers.instance_type", "no NVIDIA GPU"),
+    ({"controller.instance_type": "ml.g5.xlarge"}, "controller.instance_type", "ml.m5.xlarge"),
+    ({"controller.instance_type": "ml.m7g.xlarge"}, "instance_type of the groups", "one processor"),
+    ({"login": {"instance_type": "ml.g5.xlarge"}}, "login.instance_type", "ml.m5.xlarge"),
+    ({"login": False}, "login", "must be a mapping"),
+    ({"controller.count": 2}, "controller.count", "the fields are: instance_type"),
+    ({"workers.count": 0}, "workers.count", "set it to 1 or more"),
+    ({"workers.count": -1}, "workers.count", "set it to 1 or more"),
+    ({"workers.count": 2.5}, "workers.count", "whole number"),
+    ({"workers.count": True}, "workers.count", "whole number"),
+    ({"workers.count": "2"}, "workers.count", "whole number"),
+    ({"workers.count": 20000}, "workers.count", "lower it"),
+    ({"workers.instance_type": "ml.p5.48xlarge", "workers.count": 1000}, "workers.count", "widen options"),
+    ({"workers.local_disk_gb": 0}, "workers.local_disk_gb", "use 1 to 16384"),
+    ({"workers.local_disk_gb": 20000}, "workers.local_disk_gb", "use 1 to 16384"),
+    ({"workers.training_plan_arn": PLAN_ARN}, "workers.training_plan_arn", "sagemaker:us-west-2"),
+    ({"workers.cuont": 4}, "workers.cuont", "did you mean 'count'?"),
+    ({"worker": {}}, "worker", "did you mean 'workers'?"),
+    ({"fsx.size_gb": 1000}, "fsx.size_gb", "the next size up is 1200"),
+    ({"fsx.size_gb": 3600}, "fsx.size_gb", "the next size up is 4800"),
+    ({"fsx.throughput": 200}, "fsx.throughput", "use 125, 250, 500 or 1000"),
+    ({"options.vpc_cidr": "10.1.0.0"}, "options.vpc_cidr", "10.1.0.0/16"),
+    ({"options.vpc_cidr": "10.1.0.1/16"}, "options.vpc_cidr", "host bits set"),
+    ({"options.vpc_cidr": "10.0.0.0/8"}, "options.vpc_cidr", "/16 to /24"),
+    ({"options.vpc_cidr": "10.0.0.0/27"}, "options.vpc_cidr", "/16 to /24"),
+    ({"options.vpc_cidr": "8.8.0.0/16"}, "options.vpc_cidr", "not a private range"),
+    ({"options.vpc_cidr": "172.17.0.0/16"}, "options.vpc_cidr", "Docker"),
+    ({"options.node_recovery": "automatic"}, "options.node_recovery", "use one of Automatic, None"),
+    ({"options.node_recovery": True}, "options.node_recovery", "put quotes"),
+    ({"options.deep_health_checks": "yes"}, "options.deep_health_checks", "write true or false"),
+    ({"options.continuous_provisioning": 1}, "options.continuous_provisioning", "write true or false"),
+    ({"options.on_init_complete": "missing.sh"}, "options.on_init_complete", "correct the path"),
+    ({"options.on_init_complete": "not_a_script.sh"}, "options.on_init_complete", "first line"),
+    ({"options.on_init_complete": "s3://mine/a/b.sh"}, "options.on_init_complete", "s3://sagemaker-esm2-"),
+    ({"options.observability_workspace": "ws-1"}, "options.observability_workspace", "arn:aws:aps:us-west-2"),
+    ({"options.tags": {"aws:x": "y"}}, "options.tags.aws:x", "rename the tag"),
+    ({"options.tags": {"cost": 7}}, "options.tags", "put quotes around each value"),
+    ({"options.tags": {f"k{n}": "v" for n in range(51)}}, "options.tags", "at most 50"),
+    ({"options.tags": {"a;b": "c"}}, "options.tags", "match"),
+    ({"options": None}, "options", "must be a mapping"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "field", "remedy"), PLANTED, ids=lambda value: str(value)[:60])
+def test_each_planted_mistake_is_one_line_with_field_value_and_remedy(tmp_path, changes, field, remedy):
+    lines = mistakes(planted(tmp_path, changes))
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(f"{field} = ") and remedy in lines[0]
+    assert ": " in lines[0] and "; " in lines[0]
+
+
+def test_all_mistakes_are_told_at_once_and_the_command_exits_with_1(tmp_path):
+    path = planted(
+        tmp_path, {"name": "E", "workers.count": 0, "options.node_recovery": "No", "fsx.size_gb": 1}
+    )
+    result = run("cluster_setup/hyperpod.py", "plan", "--config", path, check=False)
+    assert result.returncode == 1 and result.stdout == ""
+    assert f"{path}: 4 mistakes; nothing was created or changed" in result.stderr.splitlines()[0]
+    fields = [line.split(" = ")[0].strip() for line in result.stderr.splitlines()[1:]]
+    assert sorted(fields) == ["fsx.size_gb", "name", "options.node_recovery", "workers.count"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "cluster.yaml:1:8: not valid YAML"),
+        ("[a]: b", "cluster.yaml:1:1: not valid YAML: found unhashable key"),
+        ("name: a\nname: b\n", "cluster.yaml:2:1: not valid YAML: 'name' is given twice"),
+        ("!!python/object/apply:os.system [id]", "not valid YAML"),
+        ("\x00", "not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_refused_with_its_place(tmp_path, text, message):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as refusal:
+        checked_config(path)
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "esm2\n"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    assert "must be a mapping" in mistakes(path)[0]
+
+
+def test_a_file_with_only_what_has_no_default_is_enough(tmp_path):
+    (tmp_path / "on_init_complete.sh").write_text("#!/bin/bash\n")
+    path = tmp_path / "cluster.yaml"
+    path.write_text("{name: esm2, region: eu-west-1, availability_zone: eu-west-1c}")
+    assert checked_config(path).workers.instance_type == "ml.g5.24xlarge"
+
+
+def test_the_shipped_file_states_every_default():
+    """Nobody should have to read the code to know what a field left alone does."""
+    minimal = {key: SHIPPED[key] for key in ("name", "region", "availability_zone")}
+    path = SETUP / "cluster.yaml"
+    shipped = checked_config(path)
+    assert set(SHIPPED) == {f for f in shipped.__dataclass_fields__ if f != "folder"}
+    for section in ("workers", "controller", "fsx", "options"):
+        asked, default = getattr(shipped, section), type(getattr(shipped, section))()
+        assert set(SHIPPED[section]) == set(default.__dataclass_fields__)
+        differing = [f for f in SHIPPED[section] if getattr(asked, f) != getattr(default, f)]
+        assert differing in ([], ["tags"]), f"{section}: {differing}"
+    assert minimal["name"] == shipped.name
+
+
+def test_plan_tells_what_will_exist_and_bill_and_what_it_does_not_know(tmp_path):
+    output = run("cluster_setup/hyperpod.py", "plan").stdout
+    for part in ("2 x ml.g5.24xlarge, each with 4 x A10G 24 GB, 70 dense", "FSx for Lustre, 1200 GB"):
+        assert part in output
+    assert "quota 'ml.g5.24xlarge for cluster usage' of 2 or more" in output
+    assert "prices not filled in: ml.m5.xlarge, ml.g5.24xlarge" in output
+
+
+def priced(tmp_path, **changes):
+    prices = yaml.safe_load((SETUP / "prices.yaml").read_text())
+    numbers = dict.fromkeys(prices["usd"], 0.0) | {"ml.g5.24xlarge": 10.0, "fsx_250_gb_month": 0.73}
+    path = tmp_path / "prices.yaml"
+    path.write_text(
+        yaml.safe_dump(prices | {"usd": numbers, "source": "made up", "read_on": "today"} | changes)
+    )
+    return path
+
+
+def test_plan_sums_the_prices_it_is_given(tmp_path):
+    output = run("cluster_setup/hyperpod.py", "plan", "--prices", priced(tmp_path)).stdout
+    # 2 nodes at 10 an hour; 1,200 GB at 0.73 a month of 730 hours are 1.2 an hour
+    assert "21.200  USD an hour, 508.80 a day" in output and "read on today from made up" in output
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": None}, "without source and read_on"),
+        ({"region": "eu-west-1"}, "the prices are for eu-west-1"),
+        ({"usd": {"ml.g5.24xlarge": "10 USD"}}, "is not a price"),
+        ({"usd": {"ml.g5.24xlarge": -1}}, "is not a price"),
+        ({"usd": None}, "needs the fields"),
+    ],
+)
+def test_prices_that_cannot_be_trusted_are_refused(tmp_path, changes, message):
+    with pytest.raises(UserError) as refusal:
+        load_prices(priced(tmp_path, **changes), "us-west-2")
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_no_price_is_shipped():
+    prices = yaml.safe_load((SETUP / "prices.yaml").read_text())
+    assert set(prices["usd"].values()) == {None} and prices["source"] is None
+
+
+@pytest.fixture(scope="module")
+def request_of_plan():
+    return json.loads(run("cluster_setup/hyperpod.py", "plan", "--json").stdout)
+
+
+def _set(*path):
+    """A change to a request: the last of `path` is put at the place the others name."""
+    *keys, last, value = path
+
+    def change(request):
+        for key in keys:
+            request = request[key]
+        request[last] = value
+
+    return change
+
+
+def _drop(*path):
+    *keys, last = path
+
+    def change(request):
+        for key in keys:
+            request = request[key]
+        del request[last]
+
+    return change
+
+
+G = "InstanceGroups"
+WRONG_REQUESTS = {
+    "no cluster name": (_drop("ClusterName"), "ClusterName"),
+    "empty name": (_set("ClusterName", ""), "ClusterName"),
+    "pattern": (_set("ClusterName", "esm2-"), "ClusterName"),
+    "too long": (_set("ClusterName", "x" * 64), "ClusterName"),
+    "no groups": (_set(G, []), G),
+    "misspelled field": (_set(G, 0, "InstanceTypo", "x"), "did you mean InstanceType?"),
+    "count as text": (_set(G, 1, "InstanceCount", "2"), "must be a integer"),
+    "count as boolean": (_set(G, 1, "InstanceCount", True), "must be a integer"),
+    "too many nodes": (_set(G, 1, "InstanceCount", 6759), "at most 6758"),
+    "unknown type": (_set(G, 1, "InstanceType", "ml.g5.25xlarge"), "did you mean"),
+    "role that is none": (_set(G, 0, "ExecutionRole", "arn:aws:iam::1:role/short"), "ExecutionRole"),
+    "worker as node type": (_set(G, 1, "SlurmConfig", "NodeType", "Worker"), "Controller, Login, Compute"),
+    "strategy": (_set("Orchestrator", "Slurm", "SlurmConfigStrategy", "managed"), "Overwrite, Managed"),
+    "two partitions": (_set(G, 1, "SlurmConfig", "PartitionNames", ["a", "b"]), "at most 1"),
+    "threads": (_set(G, 1, "ThreadsPerCore", 3), "at most 2"),
+    "mount path": (_set(G, 0, "InstanceStorageConfigs", 0, "FsxLustreConfig", "MountPath", "fsx"), "Path"),
+    "dns name": (
+        _set(G, 0, "InstanceStorageConfigs", 0, "FsxLustreConfig", "DnsName", "fsx.example.com"), "DnsName"),
+    "disk of 0": (
+        _set(G, 1, "InstanceStorageConfigs", 1, "EbsVolumeConfig", "VolumeSizeInGB", 0), "at least 1"),
+    "six security groups": (_set("VpcConfig", "SecurityGroupIds", ["sg-1"] * 6), "at most 5"),
+    "provisioning": (_set("NodeProvisioningMode", "OnDemand"), "Continuous"),
+    "tag with a semicolon": (_set("Tags", [{"Key": "a;b", "Value": "c"}]), "Tags[0].Key"),
+    "two controllers": (_set(G, 1, "SlurmConfig", {"NodeType": "Controller"}), "2 groups are Controller"),
+    "no controller": (_drop(G, 0), "0 groups are Controller"),
+    "controller of two": (_set(G, 0, "InstanceCount", 2), "the controller is one node"),
+    "no workers": (_drop(G, 1), "no group is Compute"),
+    "group without Slurm": (_drop(G, 1, "SlurmConfig"), "is missing in 1 groups"),
+    "partition on controller": (_set(G, 0, "SlurmConfig", "PartitionNames", ["a"]), "only compute groups"),
+    "one name twice": (_set(G, 1, "InstanceGroupName", "controller"), "names 2 groups"),
+    "no type": (_drop(G, 1, "InstanceType"), "exactly one of InstanceType"),
+    "both kinds of type": (
+        _set(G, 1, "InstanceRequirements", {"InstanceTypes": ["ml.g5.xlarge"]}), "exactly one of"),
+    "bucket": (_set(G, 0, "LifeCycleConfig", "SourceS3Uri", "s3://mine/x"), "start with sagemaker-"),
+    "legacy script": (
+        _set(G, 0, "LifeCycleConfig", {"SourceS3Uri": "s3://sagemaker-a/x", "OnCreate": "a.sh"}), "replaces"),
+    "both scripts": (_set(G, 0, "LifeCycleConfig", "OnCreate", "a.sh"), "has OnCreate as well"),
+    "no shared disk": (_set(G, 0, "InstanceStorageConfigs", []), "would not see the shared file system"),
+    "no orchestrator": (_drop("Orchestrator"), "needs the Slurm orchestrator"),
+    "no network": (_drop("VpcConfig"), "FSx and EFA need a VPC"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", WRONG_REQUESTS)
+def test_no_bad_request_gets_through(request_of_plan, mistake):
+    change, message = WRONG_REQUESTS[mistake]
+    wrong = copy.deepcopy(request_of_plan)
+    assert check_request(wrong) == []
+    change(wrong)
+    assert any(message in line for line in check_request(wrong)), check_request(wrong)
+
+
+def test_a_login_group_and_a_mixed_mount_are_seen(request_of_plan):
+    two_logins = copy.deepcopy(request_of_plan)
+    login = copy.deepcopy(two_logins[G][0]) | {"SlurmConfig": {"NodeType": "Login"}}
+    two_logins[G] += [login | {"InstanceGroupName": "login"}, login | {"InstanceGroupName": "login-2"}]
+    assert any("2 groups are Login" in line for line in check_request(two_logins))
+    mounted_twice = copy.deepcopy(request_of_plan)
+    mounted_twice[G][0]["InstanceStorageConfigs"] *= 2
+    assert any("is mounted twice" in line for line in check_request(mounted_twice))
+
+
+def test_options_reach_the_request(tmp_path):
+    arn = PLAN_ARN.replace("us-east-1", "us-west-2")
+    config = checked_config(
+        planted(
+            tmp_path,
+            {
+                "login": {"instance_type": "ml.m5.large"}, "workers.training_plan_arn": arn,
+                "options.deep_health_checks": True, "options.continuous_provisioning": False,
+                "options.node_recovery": "None", "options.on_init_complete": None, "options.tags": {},
+            },
+        )
+    )  # fmt: skip
+    request = create_cluster_request(config, example_outputs(config))
+    controller, login, workers = request[G]
+    assert [g["SlurmConfig"]["NodeType"] for g in request[G]] == ["Controller", "Login", "Compute"]
+    assert login["InstanceType"] == "ml.m5.large" and workers["TrainingPlanArn"] == arn
+    assert workers["OnStartDeepHealthChecks"] == ["InstanceStress", "InstanceConnectivity"]
+    assert request["NodeRecovery"] == "None" and "OnStartDeepHealthChecks" not in controller
+    assert not {"NodeProvisioningMode", "Tags"} & set(request)
+    assert not any("LifeCycleConfig" in group for group in request[G])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from([*SHIPPED, "count", "x"]), inner, max_size=4)
+        ),
+        max_leaves=12,
+    )
+)
+def test_whatever_the_file_holds_the_answer_is_a_refusal_or_a_valid_cluster(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("any") / "cluster.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError):  # no random file is a cluster; none may end in another exception
+        checked_config(path)

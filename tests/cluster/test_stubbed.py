@@ -1,0 +1,279 @@
+"""What moto cannot do: waiting, failing, scaling; by botocore's Stubber, which checks each answer's shape."""
+
+import datetime
+
+import boto3
+import pytest
+from botocore.stub import ANY, Stubber
+from helpers.commands import ROOT
+
+from esm2_hyperpod.cluster import cluster, preflight, progress, stack
+from esm2_hyperpod.cluster.aws import Aws, readable_errors
+from esm2_hyperpod.cluster.checks import checked_config
+from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
+from esm2_hyperpod.errors import UserError
+
+CONFIG = checked_config(ROOT / "cluster_setup" / "cluster.yaml")
+REQUEST = create_cluster_request(CONFIG, example_outputs(CONFIG))
+TEMPLATE = ROOT / "cluster_setup" / "network_and_storage.yaml"
+ARN = "arn:aws:sagemaker:us-west-2:123456789012:cluster/abcdefghij12"
+NOW = datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.timezone.utc)
+EVENT = "00000000-0000-0000-0000-000000000001"
+
+
+@pytest.fixture
+def aws(monkeypatch):
+    """An Aws whose clients answer only what a test has queued, and whose waits take no time."""
+    monkeypatch.setattr(progress, "POLL_SECONDS", 0)
+    connection = Aws("us-west-2")
+    session = boto3.Session("testing", "testing", region_name="us-west-2")
+    stubs = {}
+    for service in ("sagemaker", "cloudformation", "ec2", "service-quotas"):
+        connection._clients[service] = session.client(service)
+        stubs[service] = Stubber(connection._clients[service])
+        stubs[service].activate()
+    connection.stubs = stubs
+    yield connection
+    for stub in stubs.values():
+        stub.assert_no_pending_responses()
+
+
+def queue_cluster(aws, status, workers=(2, 2), message=None, continuous=False):
+    """Queue the answers to find_cluster: a cluster in `status` with (current, wanted) workers, or none."""
+    stub = aws.stubs["sagemaker"]
+    summary = {"ClusterArn": ARN, "ClusterName": "esm2", "CreationTime": NOW, "ClusterStatus": status}
+    stub.add_response(
+        "list_clusters", {"ClusterSummaries": [summary] if status else []}, {"NameContains": "esm2"}
+    )
+    if status is None:
+        return
+    groups = []
+    for group, (current, target) in zip(REQUEST["InstanceGroups"], [(1, 1), workers], strict=True):
+        described = {key: value for key, value in group.items() if key != "InstanceCount"}
+        groups.append(described | {"CurrentCount": current, "TargetCount": target, "Status": "InService"})
+    answer = {"ClusterArn": ARN, "ClusterName": "esm2", "ClusterStatus": status, "InstanceGroups": groups}
+    if message:
+        answer["FailureMessage"] = message
+    if continuous:
+        answer["NodeProvisioningMode"] = "Continuous"
+    stub.add_response("describe_cluster", answer, {"ClusterName": "esm2"})
+
+
+def queue_nodes(aws, *failures):
+    nodes = [
+        {
+            "InstanceGroupName": "workers", "InstanceId": f"i-{n:017x}", "InstanceType": "ml.g5.24xlarge",
+            "LaunchTime": NOW, "InstanceStatus": {"Status": "Failure", "Message": failure},
+        }
+        for n, failure in enumerate(failures)
+    ]  # fmt: skip
+    aws.stubs["sagemaker"].add_response(
+        "list_cluster_nodes", {"ClusterNodeSummaries": nodes}, {"ClusterName": "esm2"}
+    )
+
+
+def test_create_waits_until_every_node_is_there(aws, capsys):
+    queue_cluster(aws, None)
+    aws.stubs["sagemaker"].add_response("create_cluster", {"ClusterArn": ARN}, REQUEST)
+    for status, workers in [("Creating", (0, 2)), ("InService", (1, 2)), ("InService", (2, 2))]:
+        queue_cluster(aws, status, workers)
+        queue_nodes(aws)
+    cluster.ensure_cluster(aws, REQUEST)
+    output = capsys.readouterr().out
+    assert (
+        "Creating; nodes: controller 1/1, workers 0/2" in output
+        and "InService; nodes: controller 1/1, workers 1/2" in output
+    )
+
+
+def test_a_cluster_made_by_another_run_in_the_meantime_is_taken_over(aws):
+    queue_cluster(aws, None)
+    aws.stubs["sagemaker"].add_client_error("create_cluster", "ResourceInUse")
+    queue_cluster(aws, "InService")
+    queue_nodes(aws)
+    cluster.ensure_cluster(aws, REQUEST)
+
+
+def test_a_failed_creation_tells_every_reason_aws_has_and_where_the_logs_are(aws):
+    queue_cluster(aws, None)
+    aws.stubs["sagemaker"].add_response("create_cluster", {"ClusterArn": ARN}, REQUEST)
+    queue_cluster(aws, "Failed", message="Instance group failed", continuous=True)
+    common = {"EventId": EVENT, "ClusterArn": ARN, "ClusterName": "esm2", "EventTime": NOW}
+    event = common | {"ResourceType": "Instance", "EventLevel": "Error", "InstanceGroupName": "workers"}
+    calm = common | {"ResourceType": "Cluster", "EventLevel": "Info", "Description": "all is well"}
+    aws.stubs["sagemaker"].add_response("list_cluster_events", {"Events": [calm, event]}, ANY_EVENTS)
+    message = "We currently do not have sufficient\n capacity"
+    detail = event | {"EventDetails": {"EventMetadata": {"InstanceGroup": {"FailureMessage": message}}}}
+    aws.stubs["sagemaker"].add_response(
+        "describe_cluster_event", {"EventDetails": detail}, {"ClusterName": "esm2", "EventId": EVENT}
+    )
+    queue_nodes(aws, "Lifecycle scripts did not run successfully")
+    with pytest.raises(UserError) as failure:
+        cluster.ensure_cluster(aws, REQUEST)
+    headline, *reasons = str(failure.value).splitlines()
+    assert "esm2: Failed" in headline and "delete --keep_stack" in headline
+    assert [reason.strip() for reason in reasons] == [
+        "Instance group failed",
+        "03:04 workers: We currently do not have sufficient capacity",
+        "node i-00000000000000000 of workers: Lifecycle scripts did not run successfully",
+        "set-up logs of the nodes: aws logs tail /aws/sagemaker/Clusters/esm2/abcdefghij12 "
+        "--region us-west-2",
+    ]
+
+
+ANY_EVENTS = {"ClusterName": "esm2", "SortBy": "EventTime", "SortOrder": "Descending", "MaxResults": 100}
+
+
+def test_events_that_may_not_be_read_do_not_end_the_wait(aws, capsys):
+    queue_cluster(aws, "InService", (1, 2), continuous=True)
+    queue_cluster(aws, "InService", (1, 2), continuous=True)
+    aws.stubs["sagemaker"].add_client_error("list_cluster_events", "AccessDeniedException")
+    queue_nodes(aws)
+    queue_cluster(aws, "InService")
+    queue_nodes(aws)
+    cluster.ensure_cluster(aws, REQUEST)
+    assert "cannot read the cluster's events: AccessDeniedException" in capsys.readouterr().out
+
+
+def test_a_cluster_on_its_way_out_is_waited_for_then_made(aws):
+    queue_cluster(aws, "Deleting")
+    queue_cluster(aws, "Deleting")
+    queue_cluster(aws, None)
+    aws.stubs["sagemaker"].add_response("create_cluster", {"ClusterArn": ARN}, REQUEST)
+    queue_cluster(aws, "InService")
+    queue_nodes(aws)
+    cluster.ensure_cluster(aws, REQUEST)
+
+
+def test_a_cluster_of_other_machines_is_refused(aws):
+    other = create_cluster_request(CONFIG, example_outputs(CONFIG))
+    other["InstanceGroups"][1]["InstanceType"] = "ml.p5.48xlarge"
+    queue_cluster(aws, "InService")
+    with pytest.raises(UserError, match=r"set cluster\.yaml back"):
+        cluster.ensure_cluster(aws, other)
+
+
+def test_scaling_sends_the_group_as_it_is_with_another_count(aws, capsys):
+    queue_cluster(aws, "InService", (2, 2))
+    group = REQUEST["InstanceGroups"][1] | {"InstanceCount": 5}
+    aws.stubs["sagemaker"].add_response(
+        "update_cluster", {"ClusterArn": ARN}, {"ClusterName": "esm2", "InstanceGroups": [group]}
+    )
+    for status, workers in [("InService", (2, 2)), ("Updating", (3, 5)), ("InService", (5, 5))]:
+        queue_cluster(aws, status, workers)  # the first answer is older than the change
+        queue_nodes(aws)
+    cluster.change_workers(aws, "esm2", 5, dry_run=False)
+    assert "InService; nodes: controller 1/1, workers 5/5" in capsys.readouterr().out
+
+
+def test_scaling_to_what_is_there_or_without_a_cluster_sends_nothing(aws, capsys):
+    queue_cluster(aws, "InService", (2, 2))
+    cluster.change_workers(aws, "esm2", 2, dry_run=False)
+    assert "already has 2 workers" in capsys.readouterr().out
+    queue_cluster(aws, None)
+    with pytest.raises(UserError, match=r"hyperpod\.py create"):
+        cluster.change_workers(aws, "esm2", 3, dry_run=False)
+
+
+def test_a_wait_without_end_says_how_to_go_on(aws, monkeypatch):
+    monkeypatch.setattr(cluster, "CREATE_MINUTES", 0)
+    queue_cluster(aws, "Creating", (0, 2))
+    queue_cluster(aws, "Creating", (0, 2))
+    queue_nodes(aws)
+    with pytest.raises(UserError, match=r"still: cluster esm2: Creating.*hyperpod\.py status"):
+        cluster.ensure_cluster(aws, REQUEST)
+
+
+def queue_stack(aws, status, config=CONFIG):
+    made_with = [{"ParameterKey": k, "ParameterValue": v} for k, v in stack.parameters(config).items()]
+    outputs = [{"OutputKey": k, "OutputValue": v} for k, v in vars(example_outputs(config)).items()]
+    answer = {
+        "StackId": "arn:aws:cloudformation:us-west-2:123456789012:stack/esm2-hyperpod/1", "CreationTime": NOW,
+        "StackName": "esm2-hyperpod", "StackStatus": status, "Parameters": made_with, "Outputs": outputs,
+    }  # fmt: skip
+    aws.stubs["cloudformation"].add_response("describe_stacks", {"Stacks": [answer]}, {"StackName": ANY})
+
+
+def queue_no_stack(aws):
+    aws.stubs["cloudformation"].add_client_error(
+        "describe_stacks", "ValidationError", "Stack with id esm2-hyperpod does not exist"
+    )
+
+
+def test_a_stack_that_failed_tells_its_first_reason(aws):
+    stub = aws.stubs["cloudformation"]
+    queue_no_stack(aws)
+    stub.add_response("create_stack", {"StackId": "x"})
+    queue_stack(aws, "CREATE_IN_PROGRESS")
+    stub.add_response("describe_stack_resources", {"StackResources": []})
+    queue_stack(aws, "ROLLBACK_IN_PROGRESS")
+    reasons = [
+        ("NatGateway", "Resource creation cancelled"),
+        ("NatAddress", "maximum number of addresses reached"),
+    ]
+    events = [
+        {
+            "StackId": "x", "EventId": name, "StackName": "esm2-hyperpod", "Timestamp": NOW,
+            "LogicalResourceId": name, "ResourceStatus": "CREATE_FAILED", "ResourceStatusReason": reason,
+        }
+        for name, reason in reasons
+    ]  # fmt: skip
+    stub.add_response("describe_stack_events", {"StackEvents": events})
+    with pytest.raises(
+        UserError, match="ROLLBACK_IN_PROGRESS: NatAddress: maximum number of addresses reached"
+    ):
+        stack.ensure_stack(aws, CONFIG, TEMPLATE)
+
+
+def test_what_a_failed_stack_left_is_removed_before_the_next_try(aws):
+    stub = aws.stubs["cloudformation"]
+    queue_stack(aws, "ROLLBACK_COMPLETE")
+    queue_stack(aws, "ROLLBACK_COMPLETE")
+    stub.add_response("delete_stack", {}, {"StackName": "esm2-hyperpod"})
+    queue_stack(aws, "DELETE_IN_PROGRESS")
+    queue_stack(aws, "DELETE_COMPLETE")
+    stub.add_response("create_stack", {"StackId": "x"})
+    queue_stack(aws, "CREATE_COMPLETE")
+    queue_stack(aws, "CREATE_COMPLETE")
+    assert stack.ensure_stack(aws, CONFIG, TEMPLATE) == example_outputs(CONFIG)
+
+
+def test_a_stack_that_will_not_go_says_why_and_that_it_bills(aws):
+    stub = aws.stubs["cloudformation"]
+    queue_stack(aws, "CREATE_COMPLETE")
+    stub.add_response("delete_stack", {})
+    queue_stack(aws, "DELETE_FAILED")
+    event = {
+        "StackId": "x", "EventId": "1", "StackName": "esm2-hyperpod", "Timestamp": NOW,
+        "LogicalResourceId": "Vpc", "ResourceStatus": "DELETE_FAILED",
+        "ResourceStatusReason": "has dependencies",
+    }  # fmt: skip
+    stub.add_response("describe_stack_events", {"StackEvents": [event]})
+    with pytest.raises(UserError, match="goes on billing: Vpc: has dependencies"):
+        stack.delete_stack(aws, "esm2-hyperpod")
+
+
+def test_a_quota_that_may_not_be_read_is_said_and_does_not_stop(aws, capsys):
+    offer = {"InstanceTypeOfferings": [{"Location": "us-west-2b"}]}
+    aws.stubs["ec2"].add_response("describe_instance_type_offerings", offer)
+    aws.stubs["ec2"].add_response("describe_instance_type_offerings", offer)
+    aws.stubs["service-quotas"].add_client_error("list_service_quotas", "AccessDeniedException")
+    preflight.preflight(aws, CONFIG)
+    assert capsys.readouterr().out == "cannot check quotas: ListServiceQuotas: AccessDeniedException\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        ("ExpiredTokenException", "aws sso login"),
+        ("AccessDeniedException", "ask your administrator"),
+        ("ResourceLimitExceeded", "higher quota"),
+        ("SomethingNew", "run the same command again"),
+    ],
+)
+def test_a_refusal_is_one_line_with_a_remedy(aws, code, remedy):
+    aws.stubs["sagemaker"].add_client_error("list_clusters", code, "first\nsecond")
+    with pytest.raises(UserError) as refusal, readable_errors():
+        cluster.find_cluster(aws, "esm2")
+    assert str(refusal.value).startswith(f"AWS refused ListClusters: {code}: first second; ")
+    assert remedy in str(refusal.value)

@@ -1,0 +1,163 @@
+"""The numbers are ESM-2's: against Meta's fair-esm, and packed against one sequence at a time."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import EsmForMaskedLM
+
+from esm2_hyperpod.alphabet import AMINO_ACIDS, EOS, MASK, TOKENS, build_tokenizer, encode
+from esm2_hyperpod.esm import attention
+from esm2_hyperpod.esm.model import build_config
+from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, masked_lm_loss
+
+SEQUENCES = [b"MKTAYIAKQR", b"GAVLIMFWPSTCYNQDEKRH" * 4, b"MBXUZO.-ACD", b"W", b"MSTNPKPQRKTKRNTNRRPQDVK" * 3]
+
+
+def masked_tokens(seed: int) -> list[torch.Tensor]:
+    """The sequences as token ids with some `<mask>`, a different share in each."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for number, sequence in enumerate(SEQUENCES):
+        ids = torch.from_numpy(encode(sequence).astype(np.int64))
+        chosen = torch.rand(len(ids), generator=generator) < 0.1 * number
+        chosen[0] = chosen[-1] = False
+        rows.append(torch.where(chosen, MASK, ids))
+    return rows
+
+
+def packed_inputs(rows: list[torch.Tensor], padding: int = 5) -> dict:
+    lengths = [len(row) for row in rows] + [padding]
+    borders = np.concatenate([[0], np.cumsum(lengths)])
+    return {
+        "input_ids": torch.cat([*rows, torch.ones(padding, dtype=torch.long)])[None],
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "cu_seqlens": torch.tensor([*borders, borders[-1], borders[-1]], dtype=torch.int32),
+        "max_seqlen": max(lengths),
+    }
+
+
+def random_model() -> EsmForMaskedLM:
+    torch.manual_seed(0)
+    model = EsmForMaskedLM(build_config("tiny"))
+    for parameter in model.parameters():  # biases start at zero, where they would hide mistakes
+        parameter.data.normal_(std=0.1)
+    return model.eval()
+
+
+def packed_copy(model: EsmForMaskedLM) -> PackedEsmForMaskedLM:
+    packed = PackedEsmForMaskedLM(model.config)
+    packed.load_state_dict(model.state_dict())
+    return packed.eval()
+
+
+def fair_esm_copy(model: EsmForMaskedLM):
+    """Meta's own implementation with the same weights."""
+    esm = pytest.importorskip("esm")
+    config = model.config
+    reference = esm.ESM2(
+        num_layers=config.num_hidden_layers,
+        embed_dim=config.hidden_size,
+        attention_heads=config.num_attention_heads,
+        alphabet=esm.data.Alphabet.from_architecture("ESM-1b"),
+        token_dropout=True,
+    )
+    weights = {}
+    for name, value in model.state_dict().items():
+        name = name.removeprefix("esm.").replace("encoder.layer.", "layers.")
+        for ours, theirs in {
+            "encoder.emb_layer_norm_after": "emb_layer_norm_after",
+            "embeddings.word_embeddings": "embed_tokens",
+            "attention.self.query": "self_attn.q_proj",
+            "attention.self.key": "self_attn.k_proj",
+            "attention.self.value": "self_attn.v_proj",
+            "attention.output.dense": "self_attn.out_proj",
+            "attention.LayerNorm": "self_attn_layer_norm",
+            "intermediate.dense": "fc1",
+            "output.dense": "fc2",
+            "LayerNorm": "final_layer_norm",
+            "lm_head.decoder": "lm_head",
+        }.items():
+            name = name.replace(ours, theirs)
+        weights[name] = value
+    weights.pop("rotary_embeddings.inv_freq")
+    missing, unexpected = reference.load_state_dict(weights, strict=False)
+    assert not unexpected and all("inv_freq" in name for name in missing)
+    return reference.eval()
+
+
+def test_alphabet_is_metas():
+    esm = pytest.importorskip("esm")
+    assert list(TOKENS) == esm.data.Alphabet.from_architecture("ESM-1b").all_toks
+
+
+@torch.no_grad()
+def test_logits_equal_fair_esm():
+    model = random_model()
+    reference, packed = fair_esm_copy(model), packed_copy(model)
+    rows = masked_tokens(1)
+    ours = packed(**packed_inputs(rows)).logits[0]
+    start = 0
+    for row in rows:
+        theirs = reference(row[None])["logits"][0]
+        torch.testing.assert_close(ours[start : start + len(row)], theirs, atol=1e-4, rtol=0)
+        torch.testing.assert_close(model(row[None]).logits[0], theirs, atol=1e-4, rtol=0)
+        start += len(row)
+
+
+def test_packed_logits_and_gradients_equal_one_sequence_at_a_time():
+    model = random_model()
+    packed, rows = packed_copy(model), masked_tokens(2)
+    labels = [torch.where(row == MASK, torch.randint(4, 24, row.shape), -100) for row in rows]
+
+    logits = packed(**packed_inputs(rows)).logits
+    masked_lm_loss(logits[:, : sum(map(len, rows))], torch.cat(labels)[None], 10).backward()
+    start = 0
+    for row, label in zip(rows, labels):
+        alone = model(row[None]).logits
+        torch.testing.assert_close(logits[:, start : start + len(row)], alone, atol=1e-5, rtol=1e-5)
+        masked_lm_loss(alone, label[None], 10).backward()
+        start += len(row)
+    gradients = dict(packed.named_parameters())
+    for name, parameter in model.named_parameters():
+        if not name.startswith("esm.contact_head"):
+            torch.testing.assert_close(gradients[name].grad, parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_the_cuda_kernel_is_given_what_its_signature_asks(monkeypatch):
+    """The kernel has no CPU version: a plain one with its signature stands in and must agree."""
+
+    def plain(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale):
+        lengths = cu_seq_q.diff().tolist()
+        assert query.shape == (sum(lengths), 4, 8) and max(lengths) <= max_q and cu_seq_q.dtype == torch.int32
+        outputs = []
+        for q, k, v in zip(*(tensor.split(lengths) for tensor in (query, key, value))):
+            scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+            outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
+        return torch.cat(outputs)
+
+    real = inspect.signature(attention.varlen.varlen_attn).parameters
+    assert list(inspect.signature(plain).parameters)[:7] == list(real)[:7] and "scale" in real
+    monkeypatch.setattr(attention.varlen, "varlen_attn", plain)
+    query, key, value = torch.randn(3, 1, 4, 30, 8).unbind()
+    borders = torch.tensor([0, 12, 13, 30, 30], dtype=torch.int32)
+    by_kernel = attention._by_kernel(query, key, value, 0.7, borders, 17)
+    torch.testing.assert_close(by_kernel, attention._one_by_one(query, key, value, 0.7, borders))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(alphabet=AMINO_ACIDS + "XBUZO.-", max_size=60))
+def test_token_ids_equal_the_tokenizers(sequence):
+    assert encode(sequence.encode()).tolist() == TOKENIZER(sequence)["input_ids"]
+    assert encode(sequence.lower().encode()).tolist() == TOKENIZER(sequence)["input_ids"]
+
+
+TOKENIZER = build_tokenizer()
+
+
+def test_what_is_not_in_the_alphabet_is_unknown():
+    assert encode(b"J*1\xff")[1:-1].tolist() == [3, 3, 3, 3]
+    assert encode(b"")[-1] == EOS

@@ -1,0 +1,1 @@
+"""What several tests use: commands, stub clusters, example data."""

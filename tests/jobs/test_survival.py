@@ -1,0 +1,292 @@
+"""Break the cluster while it trains: the run goes on and ends with the very losses of an undisturbed one.
+
+The loss of a node is always tested. All cases, on three virtual nodes, with a table of what was lost
+(columns: fault, time until a step beyond it, steps done twice, starts, final loss):
+
+    SURVIVAL=all .venv/bin/python -m pytest tests/jobs/test_survival.py -s -n 0
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from helpers.commands import on_demand, run
+from helpers.local_slurm import LocalSlurm
+
+from esm2_hyperpod.runs.checkpoints import list_checkpoints
+from esm2_hyperpod.runs.record import read_metrics, read_run
+from esm2_hyperpod.runs.report import summarize
+
+WRAPPERS = {"ddp": "2.train_ddp.sh", "fsdp": "3.train_fsdp.sh"}
+STEPS, SAVE_STEPS = 12, 4
+TINY = (
+    f"--model_size tiny --max_seq_length 128 --tokens_per_device 512 --global_batch_tokens 2048 "
+    f"--max_steps {STEPS} --save_steps {SAVE_STEPS} --logging_steps 1 --eval_strategy no --report_to none"
+).split()
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory) -> LocalSlurm:
+    folder = tmp_path_factory.mktemp("survival")
+    cluster = LocalSlurm(folder)
+    csv, arrow = cluster.fsx / "csv", cluster.fsx / "processed" / "arrow"
+    synthetic = "--source synthetic --max_records 300 --num_partitions 2".split()
+    run("0.download_data.py", *synthetic, "--output_dir", csv)
+    run("1.tokenize_uniref_csv.py", "--input_dir", csv, "--output_dir", arrow)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm):
+    """The logged losses of a run that nothing happens to, for each trainer, made when first asked for."""
+    done = {}
+
+    def losses(trainer: str) -> list:
+        if trainer not in done:
+            output = slurm.fsx / f"{trainer}-undisturbed"
+            job = submit(slurm, trainer, output)
+            assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+            done[trainer] = logged_losses(output)
+            assert [step for step, *_ in done[trainer]] == [*range(1, STEPS + 1), STEPS]
+        return done[trainer]
+
+    return losses
+
+
+def submit(slurm: LocalSlurm, trainer: str, output: Path, *options: str) -> str:
+    return slurm.sbatch(*options, WRAPPERS[trainer], *TINY, "--output_dir", str(output))
+
+
+def logged_losses(output: Path) -> list[tuple]:
+    return [(line["step"], line.get("loss"), line.get("eval_loss")) for line in read_metrics(output)]
+
+
+def lost(output: Path, fault: str, since: float | None = None) -> None:
+    """One row of the table: seconds from the fault to the next new step, steps done twice, final loss."""
+    figures = summarize(output)
+    failures, loss = figures["failures"], figures["loss"]["last"]
+    waited = "" if since is None else f"{since:.0f} s"
+    print(f"\n| {fault} | {waited} | {failures['steps_done_twice']} | {failures['starts']} | {loss!r} |")
+
+
+def goes_on(
+    slurm: LocalSlurm, output: Path, job: str, fault: str, happened: float, last: int = STEPS
+) -> float:
+    """Wait until a run has got further than before the fault; returns the seconds that took."""
+    reached = max(line["step"] for line in read_metrics(output))
+    sessions = len(read_run(output)["sessions"])
+    slurm.until(lambda: len(read_run(output)["sessions"]) > sessions, f"{fault}: a new start", job=job)
+    slurm.until_step(output, min(reached + 1, last), job)
+    return time.monotonic() - happened
+
+
+@on_demand
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_killed_process(slurm, undisturbed, trainer):
+    output = slurm.fsx / f"{trainer}-killed-process"
+    job = submit(slurm, trainer, output)
+    slurm.until_step(output, 6, job)
+    slurm.kill_rank(1)
+    happened = time.monotonic()
+    since = goes_on(slurm, output, job, "killed process", happened)
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    assert slurm.field(job, "Restarts") == "0"  # in the same allocation: seconds, not minutes
+    assert logged_losses(output) == undisturbed(trainer)
+    lost(output, f"{trainer}: process killed", since)
+
+
+NODES = [
+    ("ddp", "node2"),
+    pytest.param("ddp", "node1", marks=on_demand),  # the head: rendezvous and batch shell are gone
+    pytest.param("fsdp", "node2", marks=on_demand),
+]
+
+
+@pytest.mark.parametrize(("trainer", "node"), NODES)
+def test_lost_node(slurm, undisturbed, trainer, node):
+    output = slurm.fsx / f"{trainer}-lost-{node}"
+    job = submit(slurm, trainer, output)
+    slurm.until_step(output, 6, job)
+    nodes = slurm.run("scontrol", "show", "hostnames", slurm.field(job, "NodeList")).split()
+    assert nodes == ["node1", "node2"]
+    slurm.lose_node(node)
+    happened = time.monotonic()
+    try:
+        since = goes_on(slurm, output, job, f"lost {node}", happened)
+        nodes = slurm.run("scontrol", "show", "hostnames", slurm.field(job, "NodeList")).split()
+        assert node not in nodes and "node3" in nodes
+        assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    finally:
+        slurm.return_node(node)
+    assert int(slurm.field(job, "Restarts")) >= 1
+    assert logged_losses(output) == undisturbed(trainer)
+    lost(output, f"{trainer}: {node} lost", since)
+
+
+@on_demand
+def test_scancel_signal_term(slurm, undisturbed):
+    output = slurm.fsx / "ddp-term"
+    job = submit(slurm, "ddp", output)
+    slurm.until_step(output, 6, job)
+    slurm.run("scancel", "--signal=TERM", job)
+    happened = time.monotonic()
+    since = goes_on(slurm, output, job, "SIGTERM", happened)
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    assert slurm.field(job, "Restarts") == "1"
+    assert logged_losses(output) == undisturbed("ddp")
+    lost(output, "ddp: scancel --signal=TERM", since)
+
+
+@on_demand
+@pytest.mark.parametrize(("trainer", "steps"), [("fsdp", (3, 7)), ("ddp", (3, 7))])
+def test_asked_to_stop(slurm, undisturbed, trainer, steps):
+    """SIGUSR1 to the batch shell is what Slurm sends before the time limit; sent here at a known step."""
+    output = slurm.fsx / f"{trainer}-asked-{len(steps)}"
+    job = submit(slurm, trainer, output)
+    for step in steps:
+        slurm.until_step(output, step, job)
+        slurm.run("scancel", "--batch", "--signal=USR1", job)
+        happened = time.monotonic()
+        slurm.until(lambda: slurm.field(job, "JobState") == "PENDING", "the requeue", job=job)
+        stopped = logged_losses(output)[-1][0]
+        assert list_checkpoints(output)[-1].name == f"checkpoint-{stopped}"  # not a step is lost
+        since = goes_on(slurm, output, job, "asked to stop", happened)
+        lost(output, f"{trainer}: asked to stop near the time limit", since)
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    assert slurm.field(job, "Restarts") == str(len(steps))
+    assert logged_losses(output) == undisturbed(trainer)
+
+
+@on_demand
+def test_time_limit(slurm):
+    """Slurm's own clock: a limit of one minute, and the signal as soon as Slurm's rounding allows."""
+    output = slurm.fsx / "ddp-time-limit"
+    long = ["--max_steps", "400", "--save_steps", "100", "--stop_after_steps", "120"]
+    job = slurm.sbatch(
+        "--time=1", "--signal=B:USR1@30", "2.train_ddp.sh", *TINY, *long, "--output_dir", str(output)
+    )
+    slurm.until(lambda: slurm.field(job, "Restarts") == "2", "two requeues", 300, job)
+    slurm.run("scontrol", "update", f"job={job}", "TimeLimit=10")
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    assert "DUE TO TIME LIMIT" not in slurm.log(job)
+    steps = [session["from_step"] for session in read_run(output)["sessions"]]
+    assert 0 == steps[0] < steps[1] < steps[2]
+    in_peace = slurm.fsx / "ddp-no-time-limit"
+    job = slurm.sbatch("2.train_ddp.sh", *TINY, *long, "--output_dir", str(in_peace))
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    assert logged_losses(output) == logged_losses(in_peace)
+    print(f"\n| ddp: time limit, twice | sessions began at {steps} | {logged_losses(output)[-1][-1]!r} |")
+
+
+@on_demand
+def test_torn_checkpoint(slurm, undisturbed):
+    output = slurm.fsx / "ddp-torn"
+    job = submit(slurm, "ddp", output)
+    slurm.until_step(output, 9, job)
+    slurm.run("scancel", "--signal=KILL", "--full", job)
+    slurm.run("scancel", job)
+    slurm.wait(job)
+    newest = list_checkpoints(output)[-1]
+    weights = newest / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    job = submit(slurm, "ddp", output)
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    assert f"{newest.name}: passed over" in slurm.log(job)
+    assert logged_losses(output) == undisturbed("ddp")
+    lost(output, "ddp: newest checkpoint torn")
+
+
+@on_demand
+def test_disk_full_at_a_checkpoint(slurm, undisturbed):
+    small = slurm.fsx / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a small file system here")
+    try:
+        output = small / "ddp"
+        job = submit(slurm, "ddp", output)
+        assert slurm.wait(job) == "FAILED"
+        assert "could not be written" in slurm.log(job) and "0.0 GB free there" in slurm.log(job)
+        subprocess.run(["mount", "-o", "remount,size=200m", str(small)], check=True)
+        job = submit(slurm, "ddp", output)
+        assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+        assert logged_losses(output) == undisturbed("ddp")
+        lost(output, "ddp: disk full, then space again")
+        shutil.copytree(output, slurm.fsx / "ddp-disk-full")
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.fixture(scope="module")
+def finetuning(slurm, undisturbed):
+    """How to fine-tune the undisturbed run's model, and the losses of doing so in peace."""
+    undisturbed("ddp")
+    base, labels = slurm.fsx / "ddp-undisturbed" / "final_model", slurm.fsx / "csv" / "localization.csv"
+    words = ["4.finetune_qlora.sh", "--model_name_or_path", str(base), "--train_file", str(labels)]
+    words += "--num_train_epochs 3 --logging_steps 1 --max_seq_length 128".split()
+
+    def submit(output: Path) -> str:
+        return slurm.sbatch("--nodes=2", *words, "--output_dir", str(output))
+
+    output = slurm.fsx / "finetuning-undisturbed"
+    job = submit(output)
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    return submit, logged_losses(output)
+
+
+@on_demand
+@pytest.mark.parametrize("fault", ["killed process", "asked to stop"])
+def test_finetuning(slurm, finetuning, fault):
+    submit, expected = finetuning
+    output = slurm.fsx / f"finetuning-{fault.split()[0]}"
+    job = submit(output)
+    step = 2 * max(step for step, *_ in expected) // 3
+    slurm.until_step(output, step, job)
+    if fault == "killed process":
+        slurm.kill_rank(1)
+    else:
+        slurm.run("scancel", "--batch", "--signal=USR1", job)
+    happened = time.monotonic()
+    since = goes_on(slurm, output, job, fault, happened, last=step + 1)
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    assert logged_losses(output) == expected
+    results = [
+        json.loads((folder / "metrics.json").read_text())
+        for folder in (output, output.parent / "finetuning-undisturbed")
+    ]
+    assert results[0] == results[1]
+    lost(output, f"fine-tuning: {fault}", since)
+
+
+@on_demand
+@pytest.mark.parametrize("fault", ["process", "node"])
+def test_fault_drill(slurm, undisturbed, fault):
+    output = slurm.fsx / f"drill-{fault}"
+    job = submit(slurm, "ddp", output)
+    slurm.until_step(output, 5, job)
+    drill = run("bash", "cluster_setup/fault_drill.sh", fault, job, output, **slurm.environment())
+    assert "node2" in drill.stdout and "time lost: " in drill.stdout
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    assert logged_losses(output) == undisturbed("ddp")
+    assert slurm.run("sinfo", "-hn", "node2", "-o", "%t").strip() == "idle"
+
+
+@on_demand
+def test_submitted_twice(slurm):
+    output = slurm.fsx / "ddp-twice-submitted"
+    words = ["--nodes=1", "2.train_ddp.sh", *TINY, "--max_steps", "100000", "--output_dir", str(output)]
+    first = slurm.sbatch(*words)
+    slurm.until_step(output, 1, first)
+    second = slurm.sbatch(*words)
+    assert slurm.wait(second) == "FAILED", slurm.log(second)
+    assert "another process is writing there" in slurm.log(second)
+    assert slurm.field(first, "JobState") == "RUNNING"
+    slurm.until_step(output, logged_losses(output)[-1][0] + 1, first)
+    assert len(read_run(output)["sessions"]) == 1
+    slurm.run("scancel", first)

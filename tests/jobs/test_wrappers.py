@@ -1,0 +1,298 @@
+"""The three wrappers, on a stubbed HyperPod and for real on this machine."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from helpers.commands import ROOT
+from helpers.stub_cluster import StubCluster, json_lines, option
+
+from esm2_hyperpod.jobs.launch import exit_code
+
+WRAPPERS = ["2.train_ddp.sh", "3.train_fsdp.sh", "4.finetune_qlora.sh"]
+
+INSTANCES = [  # type, GPUs, EFA devices
+    ("g5.4xlarge", 1, 0),
+    ("g5.8xlarge", 1, 1),
+    ("g5.12xlarge", 4, 1),
+    ("g5.48xlarge", 8, 1),
+    ("g6.12xlarge", 4, 1),
+    ("g6e.12xlarge", 4, 1),
+    ("p4d.24xlarge", 8, 4),
+    ("p5.48xlarge", 8, 32),
+    ("p6-b200.48xlarge", 8, 8),
+    ("c5.large", 0, 0),
+]
+
+
+@pytest.fixture
+def cluster(tmp_path) -> StubCluster:
+    return StubCluster(tmp_path)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_nodes_agree_on_head_port_and_ranks(cluster, wrapper):
+    cluster.instance("g5.12xlarge", gpus=4, efa=1)
+    cluster.nodes("ip-9", "ip-3", "ip-5")
+    result = cluster.sbatch(wrapper)
+    assert result.returncode == 0, result.stderr
+    ddp = wrapper != "3.train_fsdp.sh"
+    rank, count, head, port, local = (
+        ("--node_rank", "--nnodes", "--master_addr", "--master_port", "--nproc_per_node")
+        if ddp
+        else (
+            "--machine_rank",
+            "--num_machines",
+            "--main_process_ip",
+            "--main_process_port",
+            "--num_processes",
+        )
+    )
+    started = [cluster.arguments(node) for node in ("ip-9", "ip-3", "ip-5")]
+    assert [option(words, rank) for words in started] == ["0", "1", "2"]
+    assert {option(words, count) for words in started} == {"3"}
+    assert {option(words, local) for words in started} == {"4" if ddp else "12"}
+    assert {option(words, head) for words in started} == {"10.1.0.9"}  # not the stale ip-1
+    ports = {option(words, port) for words in started}
+    assert len(ports) == 1 and 1024 < int(ports.pop()) < 32768  # below the ephemeral ports
+
+
+@pytest.mark.parametrize(("kind", "gpus", "efa"), INSTANCES)
+def test_network_variables_of_each_instance_type(cluster, kind, gpus, efa):
+    cluster.instance(kind, gpus, efa)
+    assert cluster.sbatch("2.train_ddp.sh").returncode == 0
+    for node in ("ip-7", "ip-4"):
+        found = {
+            name: value
+            for name, value in cluster.variables(node).items()
+            if name.startswith(("FI_", "NCCL_")) or name == "OMP_NUM_THREADS"
+        }
+        expected = {"NCCL_SOCKET_IFNAME": "^docker,lo,veth"}
+        if efa:
+            expected |= {"FI_PROVIDER": "efa", "FI_EFA_USE_HUGE_PAGE": "0"}
+            if kind.startswith("g"):
+                expected["NCCL_SHM_USE_CUDA_MEMCPY"] = "1"
+        if not gpus:
+            expected["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
+        assert found == expected
+        assert option(cluster.arguments(node), "--nproc_per_node") == str(max(gpus, 1))
+
+
+def test_cpu_processes_share_the_cores(cluster):
+    assert cluster.sbatch("2.train_ddp.sh", GPUS_PER_NODE="4", SLURM_CPUS_ON_NODE="16").returncode == 0
+    assert cluster.variables("ip-7")["OMP_NUM_THREADS"] == "4"
+    assert option(cluster.arguments("ip-7"), "--nproc_per_node") == "4"
+
+
+def test_auto_resume_exactly_where_it_exists(cluster):
+    cluster.sbatch("2.train_ddp.sh")
+    assert "--auto-resume=1" in cluster.lines("srun_options")
+    (cluster.stub / "srun_options").unlink()
+    cluster.sbatch("2.train_ddp.sh", HYPERPOD_DIR="/does/not/exist")
+    cluster.write("srun_help", "  --no-shell\n")
+    cluster.sbatch("2.train_ddp.sh")
+    assert cluster.lines("srun_options") and "--auto-resume=1" not in cluster.lines("srun_options")
+
+
+def test_container_gets_the_folders_it_needs(cluster):
+    cluster.sbatch("2.train_ddp.sh", CONTAINER_IMAGE="/fsx/esm2.sqsh")
+    assert "--container-image=/fsx/esm2.sqsh" in cluster.lines("srun_options")
+    mounts = f"{cluster.repository}:{cluster.repository},{cluster.output.parent}:{cluster.output.parent}"
+    assert f"--container-mounts={mounts}" in cluster.lines("srun_options")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "head"),
+    [
+        ("ip-7,ip-4", "ip-7"),
+        ("ip-10-0-[12-13,20]", "ip-10-0-12"),
+        ("gpu[003,001]-a,other", "gpu003-a"),
+    ],
+)
+def test_container_finds_the_head_without_scontrol(cluster, nodes, head):
+    cluster.executable("venv/python3", (cluster.stub / "venv/bin/python").read_text())
+    path = f"{cluster.stub}/venv:{cluster.environment()['PATH']}"
+    cluster.sbatch("2.train_ddp.sh", CONTAINER_IMAGE="/fsx/esm2.sqsh", SLURM_STEP_NODELIST=nodes, PATH=path)
+    assert [option(cluster.arguments(node), "--node_rank") for node in ("ip-7", "ip-4")] == ["0", "1"]
+    assert {option(cluster.arguments(node), "--master_addr") for node in ("ip-7", "ip-4")} == {head}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_arguments_arrive_unchanged_and_last(cluster, wrapper):
+    odd = ["--run_name", "a  b 'c' \"d\" $HOME *", "--output_dir", f"{cluster.output} 2", ""]
+    assert cluster.sbatch(wrapper, *odd).returncode == 0
+    for node in ("ip-7", "ip-4"):
+        assert cluster.arguments(node)[-len(odd) :] == odd
+
+
+def test_each_wrapper_has_an_output_folder_of_its_own(cluster):
+    folders = set()
+    for wrapper in WRAPPERS:
+        cluster.sbatch(wrapper)
+        folders.add(option(cluster.arguments("ip-7"), "--output_dir"))
+    assert folders == {str(cluster.output.parent / "runs" / name) for name in ("ddp", "fsdp", "localization")}
+
+
+@pytest.mark.parametrize(
+    ("step_codes", "steps", "requeued", "final"),
+    [
+        ([75], 1, True, 75),  # to be continued
+        ([1], 1, False, 1),  # an error would only happen again
+        ([137, 0], 2, False, 0),  # a process was killed
+        ([137, 137, 137], 3, False, 137),  # ... and again and again
+        ([137, 75], 2, True, 75),
+    ],
+)
+def test_what_follows_the_end_of_a_step(cluster, step_codes, steps, requeued, final):
+    cluster.write("exit_codes", "".join(f"{code}\n" for code in step_codes))
+    assert cluster.sbatch("2.train_ddp.sh").returncode == final
+    assert len(cluster.lines("steps")) == steps
+    assert cluster.lines("requeued") == (["4242"] if requeued else [])
+
+
+def test_a_run_that_advances_is_started_again_without_end(cluster):
+    cluster.write("exit_codes", "137\n" * 5 + "0\n")
+    cluster.executable("during_step", f'#!/usr/bin/env bash\nmkdir -p "{cluster.output}/checkpoint-$1"\n')
+    assert cluster.sbatch("2.train_ddp.sh", f"--output_dir={cluster.output}").returncode == 0
+    assert len(cluster.lines("steps")) == 6
+
+
+def test_an_error_with_a_lost_node_is_requeued(cluster):
+    cluster.write("exit_codes", "1\n")
+    cluster.write("lost_node", "1\n")
+    assert cluster.sbatch("2.train_ddp.sh").returncode == 1
+    assert cluster.lines("requeued") == ["4242"] and len(cluster.lines("steps")) == 1
+
+
+def test_an_error_is_final_even_if_checkpoints_appear(cluster):
+    """As they do when another job, which holds the output folder, goes on writing them."""
+    cluster.write("exit_codes", "1\n0\n")
+    cluster.executable("during_step", f'#!/usr/bin/env bash\nmkdir -p "{cluster.output}/checkpoint-$1"\n')
+    assert cluster.sbatch("2.train_ddp.sh", f"--output_dir={cluster.output}").returncode == 1
+    assert len(cluster.lines("steps")) == 1
+
+
+def signal_to_batch_shell(name: str) -> str:
+    """Shell lines with which a step signals the shell that started srun."""
+    return f"#!/usr/bin/env bash\nkill -{name} $(ps -o ppid= $PPID)\n"
+
+
+def test_near_the_time_limit_the_run_is_asked_to_stop_and_requeued(cluster):
+    wait = f'until [ -e "{cluster.output}/stop" ]; do sleep 0.1; done\n'
+    cluster.executable("during_step", signal_to_batch_shell("USR1") + wait)
+    cluster.write("exit_codes", "75\n")
+    result = cluster.sbatch("2.train_ddp.sh", "--output_dir", str(cluster.output))
+    assert result.returncode == 75, result.stderr
+    assert cluster.lines("requeued") == ["4242"]
+    assert not (cluster.output / "stop").exists()
+
+
+def test_a_cancelled_job_is_not_requeued(cluster):
+    cluster.executable("during_step", signal_to_batch_shell("TERM"))
+    cluster.write("exit_codes", "75\n")
+    assert cluster.sbatch("2.train_ddp.sh").returncode == 75
+    assert cluster.lines("requeued") == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"GPUS_PER_NODE": "8"}, "has 4 GPU(s)"),
+        ({"GPUS_PER_NODE": "two"}, "GPUS_PER_NODE=two"),
+        ({"VENV": "/does/not/exist"}, "/does/not/exist/bin/python"),
+    ],
+)
+def test_wrong_settings_are_one_line(cluster, variables, message):
+    cluster.instance("g5.12xlarge", gpus=4, efa=1)
+    result = subprocess.run(
+        ["bash", "2.train_ddp.sh"],
+        cwd=cluster.repository,
+        env=cluster.environment(**variables),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+# ---- for real, two processes on this machine -------------------------------------------------------
+
+TRAIN = """
+import json, os, signal, sys, time
+import torch.distributed as dist
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+dist.init_process_group("gloo")
+fsdp = os.environ.get("ACCELERATE_USE_FSDP")
+seen = {"rank": dist.get_rank(), "size": dist.get_world_size(), "fsdp": fsdp, "args": sys.argv[1:]}
+os.write(1, (json.dumps(seen) + "\\n").encode())  # one call: two ranks' lines never mix
+if os.environ["THEN"] == "wait":
+    while not asked:
+        time.sleep(0.05)
+dist.barrier()
+dist.destroy_process_group()
+if os.environ["THEN"] == "die" and os.environ["RANK"] == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(75 if asked else 0)
+"""
+
+
+def start(cluster, wrapper, then, *arguments):
+    for name in ("train.py", "finetune_localization.py"):
+        (cluster.repository / name).write_text(TRAIN)
+    for name in ("esm2_hyperpod", "accelerate_fsdp.yaml"):
+        if not (cluster.repository / name).exists():
+            (cluster.repository / name).symlink_to(ROOT / name)
+    return subprocess.Popen(
+        ["bash", wrapper, *arguments],
+        cwd=cluster.repository,
+        env=cluster.environment(VENV=sys.prefix, GPUS_PER_NODE="2", CUDA_VISIBLE_DEVICES="", THEN=then),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_bash_starts_two_processes(cluster, wrapper):
+    out, err = start(cluster, wrapper, "end", "--run_name", "a b").communicate(timeout=120)
+    lines = sorted(json_lines(out), key=lambda line: line["rank"])
+    assert [(line["rank"], line["size"]) for line in lines] == [(0, 2), (1, 2)], err
+    assert all(line["args"][-2:] == ["--run_name", "a b"] for line in lines)
+    assert {line["fsdp"] for line in lines} == ({"true"} if "fsdp" in wrapper else {None})
+
+
+@pytest.mark.parametrize("wrapper", ["2.train_ddp.sh", "3.train_fsdp.sh"])
+def test_sigterm_reaches_the_workers_and_their_exit_code_comes_back(cluster, wrapper):
+    process = start(cluster, wrapper, "wait")
+    assert process.stdout.readline().startswith("node 0 of 1")
+    assert process.stdout.readline().startswith("{")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+
+
+def test_a_killed_worker_is_named_and_told_by_the_exit_code(cluster):
+    process = start(cluster, "2.train_ddp.sh", "die")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "rank 1" in err and "was killed by SIGKILL" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("workers", "code"),
+    [
+        ([75, 75], 75),
+        ([75, -15], 75),
+        ([75, -9], 75),
+        ([1, 75], 1),
+        ([-9, 1], 137),
+        ([-15, 2], 2),
+        ([-15], 143),
+        ([-6, -15], 134),
+    ],
+)
+def test_exit_code_of_a_group(workers, code):
+    assert exit_code(workers) == code
