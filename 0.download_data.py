@@ -26,6 +26,7 @@ from esm2_hyperpod.artifacts import (
     MANIFEST,
     check_free_space,
     check_same_options,
+    content_digest,
     only_writer,
     package_versions,
     read_manifest,
@@ -37,7 +38,6 @@ from esm2_hyperpod.download import sources, synthetic
 from esm2_hyperpod.download.fasta import Records, read_records
 from esm2_hyperpod.download.partitions import (
     MAX_PARTITIONS,
-    content_digest,
     id_of_record,
     remove_partitions,
     spool,

@@ -6,12 +6,13 @@ versions used, so that the next stage and the next run of the same stage can che
 """
 
 import contextlib
+import csv
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -20,26 +21,68 @@ from typing import Any
 from esm2_hyperpod.errors import UserError
 
 MANIFEST = "manifest.json"
+CLUSTER_OF_ROW = "cluster_of_row.npy"
+"""Beside a split made with clusters: int32, the number of each row's cluster (see `tokenization`)."""
 READ_BYTES = 1 << 20
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader, or a crash, sees the old file or the new, never a part."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path to write to. It becomes `path` when the block ends, and is deleted if the block fails.
+
+    A reader, or a crash, sees the old file or the new one, never a part.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        sync_files([temporary])
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """An empty temporary folder to fill. It replaces `folder` when the block ends.
+
+    Its files get the permissions that the umask gives: safetensors makes files that only their owner can
+    read, and folders here lie on file systems that people share.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        files = [path for path in temporary.rglob("*") if path.is_file()]
+        for path in files:
+            path.chmod(temporary.stat().st_mode & 0o666)  # a new folder has the umask's bits
+        sync_files(files)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
 def write_json_atomically(path: Path, content: Any) -> None:
     """`write_text_atomically` of `content` as indented JSON; key order is kept, so output is repeatable."""
     write_text_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file with lines that end in a line feed, whole or not at all."""
+    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def file_digest(path: Path) -> str:
@@ -49,6 +92,11 @@ def file_digest(path: Path) -> str:
         while content := file.read(READ_BYTES):
             digest.update(content)
     return digest.hexdigest()
+
+
+def content_digest(files: list[dict]) -> str:
+    """SHA-256 over the digests of a stage's files, in order: one name for their whole content."""
+    return hashlib.sha256("".join(file["sha256"] for file in files).encode()).hexdigest()
 
 
 def read_manifest(folder: Path, made_by: str) -> dict[str, Any]:

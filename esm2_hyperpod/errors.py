@@ -6,6 +6,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+TO_BE_CONTINUED = os.EX_TEMPFAIL
+"""Exit code 75 of a run that saved and stopped early: the same command again resumes it."""
 
 
 class UserError(ValueError):
@@ -47,3 +51,10 @@ def describe_os_error(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     remedy = remedies.get(error.errno)
     return f"{where}{error.strerror or error}" + (f"; {remedy}" if remedy else "")
+
+
+def problem(field: str, value: Any, wrong: str, remedy: str) -> str:
+    """A line about one field of a file: what it holds, what is wrong with it, and what to do."""
+    shown = "(nothing)" if value is None else repr(value)
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    return f"{field} = {shown}: {wrong}; {remedy}"

@@ -13,8 +13,7 @@ from typing import Any
 
 import yaml
 
-from esm2_hyperpod.cluster.problem import problem
-from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.errors import UserError, problem
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from botocore.exceptions import ClientError
 from esm2_hyperpod.cluster import instances
 from esm2_hyperpod.cluster.aws import Aws
 from esm2_hyperpod.cluster.config import ClusterConfig
-from esm2_hyperpod.cluster.problem import problem
-from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.errors import UserError, problem
 
 
 def preflight(aws: Aws, config: ClusterConfig) -> None:

@@ -12,7 +12,7 @@ import botocore.session
 
 from esm2_hyperpod.cluster import instances
 from esm2_hyperpod.cluster.config import ClusterConfig
-from esm2_hyperpod.cluster.problem import problem
+from esm2_hyperpod.errors import problem
 
 # A bucket name holds "sagemaker-", this name, the account, the region and 63 characters at most.
 LONGEST_NAME = 25

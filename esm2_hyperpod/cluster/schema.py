@@ -10,8 +10,8 @@ from typing import Any
 
 from botocore.model import Shape
 
-from esm2_hyperpod.cluster.problem import problem
 from esm2_hyperpod.cluster.service import sagemaker_model
+from esm2_hyperpod.errors import problem
 
 _PYTHON_TYPES = {
     "string": (str,),

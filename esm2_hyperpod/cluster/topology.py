@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from esm2_hyperpod.cluster.problem import problem
+from esm2_hyperpod.errors import problem
 
 
 def topology_problems(request: dict[str, Any]) -> list[str]:

@@ -94,11 +94,6 @@ def write_partitions(rows: Iterable[pa.Array], folder: Path, count: int, seed: i
     return [partition.described() for partition in partitions]
 
 
-def content_digest(files: list[dict]) -> str:
-    """SHA-256 over the digests of all partitions, in order: one name for their whole content."""
-    return hashlib.sha256("".join(file["sha256"] for file in files).encode()).hexdigest()
-
-
 def id_of_record(record: int, folder: Path, partitions: int, seed: int) -> str:
     """The id of a record by its number in the source, found in the partition it was dealt to."""
     path = folder / f"x{int(partition_of(record, 1, partitions, seed)[0]):03d}.csv"

@@ -1,7 +1,5 @@
 """The model a run leaves behind: an ordinary Hugging Face folder, whatever trained it."""
 
-import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -10,6 +8,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import EsmConfig, EsmForMaskedLM
 
 from esm2_hyperpod.alphabet import build_tokenizer
+from esm2_hyperpod.artifacts import whole_folder
 
 FINAL_MODEL = "final_model"
 
@@ -25,20 +24,8 @@ def save_final_model(model: torch.nn.Module, config: EsmConfig, output_dir: Path
     if not dist.is_initialized() or dist.get_rank() == 0:
         plain = EsmForMaskedLM(EsmConfig.from_dict(config.to_dict()))
         plain.load_state_dict(weights)
-        temporary, final = output_dir / f".{FINAL_MODEL}.tmp", output_dir / FINAL_MODEL
-        shutil.rmtree(temporary, ignore_errors=True)
-        plain.save_pretrained(temporary, save_original_format=False)  # see ResumableTrainer._save
-        build_tokenizer().save_pretrained(temporary)
-        for file in temporary.iterdir():
-            file.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
+        with whole_folder(output_dir / FINAL_MODEL) as temporary:
+            plain.save_pretrained(temporary, save_original_format=False)  # see ResumableTrainer._save
+            build_tokenizer().save_pretrained(temporary)
     if dist.is_initialized():
         dist.barrier()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

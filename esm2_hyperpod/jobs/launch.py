@@ -21,7 +21,8 @@ from collections.abc import Iterable
 
 import psutil
 
-TO_BE_CONTINUED = os.EX_TEMPFAIL  # as stopping.py has it, which takes seconds to import
+from esm2_hyperpod.errors import TO_BE_CONTINUED
+
 LAUNCHERS = {"torchrun": "torch.distributed.run", "accelerate": "accelerate.commands.launch"}
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 

@@ -21,11 +21,11 @@ from peft import PeftModel
 
 from esm2_hyperpod.alphabet import AMINO_ACID_IDS, encode
 from esm2_hyperpod.artifacts import write_json_atomically, write_text_atomically
+from esm2_hyperpod.figures import new_figure, save_figure
 from esm2_hyperpod.localization.encoding import crop
 from esm2_hyperpod.localization.metrics import decide, probabilities
 from esm2_hyperpod.localization.model import Settings
 from esm2_hyperpod.localization.prediction import holds, identity, predict_logits, residues_of
-from esm2_hyperpod.localization.report import new_figure, save_figure
 from esm2_hyperpod.proteins.records import read_records
 
 TOLERANCE = 0.01  # logits by which a sum of attributions may miss the difference it stands for
@@ -162,7 +162,7 @@ def _asked(fasta: Path, weights: Path, proteins: int, bf16: bool) -> dict:
 
 def _draw(path: Path, found: list[Attribution]) -> None:
     """A panel a protein and label: attribution over position, for the label in blue, against it in red."""
-    figure, panels = new_figure(10, 1.8 * len(found), panels=len(found))
+    figure, panels = new_figure(10, 1.8 * len(found), rows=len(found))
     for axes, one in zip(panels, found):
         colours = np.where(one.value > 0, "tab:blue", "tab:red")
         axes.bar(one.position, one.value, width=1.0, color=colours)

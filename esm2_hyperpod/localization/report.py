@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from esm2_hyperpod.artifacts import write_text_atomically
+from esm2_hyperpod.figures import new_figure, save_figure
 from esm2_hyperpod.localization.baselines import KMER_BASELINE, kmer_predictions, majority_predictions
 from esm2_hyperpod.localization.encoding import EncodedProteins
 from esm2_hyperpod.localization.metrics import (
@@ -136,27 +137,6 @@ def draw_reliability(path: Path, bins: dict[str, list[tuple[int, float, float]]]
     )
     axes.legend()
     save_figure(figure, path)
-
-
-def new_figure(width: float, height: float, panels: int = 1):
-    """A figure of so many inches and its panels, one above the other, as an array."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(panels, figsize=(width, height), layout="constrained", squeeze=False)
-    return figure, axes[:, 0]
-
-
-def save_figure(figure, path: Path) -> None:
-    """Write the figure as PNG, whole or not at all, and let go of it."""
-    from matplotlib import pyplot
-
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=120, format="png")
-    pyplot.close(figure)
-    temporary.replace(path)
 
 
 def write_report(path: Path, metrics: dict[str, Any], settings: Settings) -> None:

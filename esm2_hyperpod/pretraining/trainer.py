@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EsmForMaskedLM
 
+from esm2_hyperpod.artifacts import CLUSTER_OF_ROW
 from esm2_hyperpod.esm.fp8 import use_fp8
 from esm2_hyperpod.esm.model import build_config, check_model_folder
 from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, masked_lm_loss
@@ -25,7 +26,6 @@ from esm2_hyperpod.pretraining.schedule import SCHEDULES
 from esm2_hyperpod.pretraining.sequence_store import SequenceStore
 from esm2_hyperpod.pretraining.sharding import sum_gradients_in_fp32
 from esm2_hyperpod.runs.record import plot_training_curve
-from esm2_hyperpod.tokenization.uniref_clusters import CLUSTER_OF_ROW
 from esm2_hyperpod.training.throughput import Counts, Meter
 from esm2_hyperpod.training.trainer import ResumableTrainer
 

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from esm2_hyperpod.artifacts import write_json_atomically, write_text_atomically
+from esm2_hyperpod.figures import new_figure, save_figure
 
 RUN, METRICS, CURVE, HEARTBEAT = "run.json", "metrics.jsonl", "training_curve.png", ".heartbeat"
 RUNNING, CONTINUED, FINISHED = "running", "to be continued", "finished"
@@ -147,13 +148,8 @@ def plot_training_curve(output_dir: Path, frequency_entropy: float | None) -> No
 
     `frequency_entropy` is in nats, as the losses are.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     lines = read_metrics(output_dir)
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, (axes,) = new_figure(8, 5)
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         if points:
@@ -162,10 +158,7 @@ def plot_training_curve(output_dir: Path, frequency_entropy: float | None) -> No
         axes.axhline(frequency_entropy, color="grey", linestyle="--", label="guessing by residue frequency")
     axes.set(xlabel="optimizer step", ylabel="masked-token cross entropy (nats)")
     axes.legend()
-    temporary = output_dir / f".{CURVE}.tmp"
-    figure.savefig(temporary, dpi=120, format="png")
-    pyplot.close(figure)
-    temporary.replace(output_dir / CURVE)
+    save_figure(figure, output_dir / CURVE)
 
 
 def _not_finite(value: Any) -> bool:

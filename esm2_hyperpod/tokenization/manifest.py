@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from esm2_hyperpod.artifacts import package_versions
-from esm2_hyperpod.download.partitions import content_digest
+from esm2_hyperpod.artifacts import CLUSTER_OF_ROW, content_digest, package_versions
 from esm2_hyperpod.tokenization.partition import changed_residues, token_counts
 from esm2_hyperpod.tokenization.tasks import LENGTH_BINS, cluster_part
-from esm2_hyperpod.tokenization.uniref_clusters import CLUSTER_OF_ROW, dense_numbers
+from esm2_hyperpod.tokenization.uniref_clusters import dense_numbers
 
 
 def summary(

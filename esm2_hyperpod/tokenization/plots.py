@@ -2,15 +2,12 @@
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from pyarrow import compute as pc
 
 from esm2_hyperpod.alphabet import AMINO_ACIDS
 from esm2_hyperpod.artifacts import read_manifest
+from esm2_hyperpod.figures import new_figure, save_figure
 from esm2_hyperpod.tokenization.partition import byte_counts, read_partition, token_counts
 
 PICTURE = "data.png"
@@ -50,15 +47,12 @@ def plot_dataset(folder: Path) -> Path:
 def _draw(
     folder: Path, title: str, synthetic: bool, histogram: np.ndarray, width: int, counts: dict[str, int]
 ) -> Path:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (left, right) = new_figure(11, 4, columns=2)
     figure.suptitle(title + (" (synthetic)" if synthetic else ""))
     left.bar(np.arange(len(histogram)) * width, histogram, width=width, align="edge")
     left.set(xlabel="length (residues)", ylabel="records", yscale="log", xlim=(0, None))
     total = max(sum(counts[residue] for residue in AMINO_ACIDS), 1)
     right.bar(list(AMINO_ACIDS), [100 * counts[residue] / total for residue in AMINO_ACIDS])
     right.set(xlabel="residue", ylabel="% of standard residues")
-    temporary = folder / f".{PICTURE}.tmp"
-    figure.savefig(temporary, format="png", dpi=120)
-    plt.close(figure)
-    temporary.replace(folder / PICTURE)
+    save_figure(figure, folder / PICTURE)
     return folder / PICTURE

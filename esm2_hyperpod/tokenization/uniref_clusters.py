@@ -21,7 +21,6 @@ from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.hashing import hash_ids
 
 CLUSTER_COLUMN, MEMBER_COLUMN = "ur50_id", "ur90_id"  # as in nvidia/esm2_uniref_pretraining_data
-CLUSTER_OF_ROW = "cluster_of_row.npy"
 _MEMBERS, _CLUSTER_OF_MEMBER, _CLUSTER_HASH = "members.npy", "cluster_of_member.npy", "cluster_hash.npy"
 _READ_BYTES = 16 << 20
 

@@ -15,8 +15,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-TO_BE_CONTINUED = 75
-"""Exit code of a run that saved and stopped early (EX_TEMPFAIL of sysexits.h: try again later)."""
+from esm2_hyperpod.errors import TO_BE_CONTINUED
 
 STOP_FILE = "stop"
 
