@@ -52,13 +52,14 @@ from esm2_hyperpod.proteins.labelled import read_hub_dataset, read_proteins
 from esm2_hyperpod.proteins.splits import Splits, make_splits, read_splits, write_splits
 from esm2_hyperpod.runs import record as run_record
 from esm2_hyperpod.training.arguments import parse
-from esm2_hyperpod.training.stopping import StopRequests, end_with_launcher, leave
+from esm2_hyperpod.training.script import leave
+from esm2_hyperpod.training.stopping import StopRequests, end_with_launcher
 from esm2_hyperpod.training.throughput import device_name
 
 
 def main() -> int | None:
     end_with_launcher()
-    (args,) = parse(FinetuningArguments)
+    args = parse(FinetuningArguments)
     if args.n_gpu > 1 and not args.estimate_memory:
         raise UserError(
             f"{args.n_gpu} GPUs but one process: bash 4.finetune_qlora.sh uses all, "
@@ -151,7 +152,7 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
     trainer.train_from(checkpoint)
     if stop.stopped:
         trainer.end_run(run_record.CONTINUED)
-        return leave(stop)
+        return leave(stop, "a checkpoint is written")
 
     trainer.model.eval()
     validation_logits, test_logits = (
@@ -268,7 +269,7 @@ def predict(args: FinetuningArguments, tuned: Path, stop: StopRequests) -> int |
     if not predicted:
         count = predict_file(model, settings, fasta, predictions, tuned, args.bf16, stopping)
         if count is None:
-            return leave(stop)
+            return leave(stop, "what is predicted is kept")
         messages.append(f"{predictions}: {count:,} proteins")
     if explained and args.explain:
         messages.append(f"{attributions}: finished already")
@@ -276,7 +277,7 @@ def predict(args: FinetuningArguments, tuned: Path, stop: StopRequests) -> int |
         words = (model, settings, fasta, attributions, tuned, args.explain, args.bf16)
         found = explain_file(*words, stopping)
         if found is None:
-            return leave(stop)
+            return leave(stop, "what is predicted is kept")
         gap = max((abs(one.gap) for one in found), default=0.0)
         messages.append(f"{attributions}: {len(found):,} predictions explained, each to {gap:.3f} logits")
     if is_main:

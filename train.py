@@ -5,7 +5,7 @@
     accelerate launch --config_file accelerate_fsdp.yaml train.py ...                 (3.train_fsdp.sh)
 
 Writes to --output_dir: checkpoint-N/, final_model/, metrics.jsonl, training_curve.png, run.json,
-run_report.md. The same command again goes on from the newest whole checkpoint. Exit code 75: saved, to be
+run_report.md. The same command again resumes from the newest whole checkpoint. Exit code 75: saved, to be
 continued.
 """
 
@@ -13,41 +13,35 @@ continued.
 import hashlib
 import json
 import shutil
-import sys
-from contextlib import nullcontext
 from pathlib import Path
 
-sys.modules["peft"] = None  # transformers would import it, and bitsandbytes: 2 s more before every start
+from esm2_hyperpod.imports import without_peft
 
-from accelerate import PartialState
+without_peft()
+
 from transformers import EarlyStoppingCallback, set_seed
 
-from esm2_hyperpod.artifacts import check_same_options, only_writer, package_versions, read_manifest
+from esm2_hyperpod.artifacts import read_manifest
 from esm2_hyperpod.errors import UserError, run_script
-from esm2_hyperpod.esm.final_model import FINAL_MODEL, save_final_model
+from esm2_hyperpod.esm.model import FINAL_MODEL
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
+from esm2_hyperpod.pretraining.data import open_split
 from esm2_hyperpod.pretraining.sharding import SaySharding, enable_fsdp_on_cpu
-from esm2_hyperpod.pretraining.trainer import PretrainingTrainer, build_model, open_split
+from esm2_hyperpod.pretraining.trainer import PretrainingTrainer, build_model
 from esm2_hyperpod.pretraining.validation import SEED as VALIDATION_SEED
 from esm2_hyperpod.pretraining.validation import residue_frequency_entropy
-from esm2_hyperpod.runs import record as run_record
+from esm2_hyperpod.runs.record import CONTINUED, FINISHED, begin_run
 from esm2_hyperpod.training.arguments import parse
-from esm2_hyperpod.training.stopping import StopAfter, StopRequests, end_with_launcher, leave
+from esm2_hyperpod.training.script import facts, is_done, leave, run_on_all_ranks
+from esm2_hyperpod.training.stopping import StopAfter, StopRequests, end_with_launcher
 from esm2_hyperpod.training.throughput import device_name
 
 
 def main() -> int | None:
     end_with_launcher()
     enable_fsdp_on_cpu()
-    (args,) = parse(PretrainingArguments)
-    if args.n_gpu > 1:
-        raise UserError(
-            f"{args.n_gpu} GPUs but one process: bash 2.train_ddp.sh uses all, CUDA_VISIBLE_DEVICES=0 one"
-        )
-    with only_writer(Path(args.output_dir)) if args.process_index == 0 else nullcontext():
-        exit_code = pretrain(args)
-    PartialState().destroy_process_group()
-    return exit_code
+    args = parse(PretrainingArguments)
+    return run_on_all_ranks(args, "2.train_ddp.sh", lambda: pretrain(args))
 
 
 def pretrain(args: PretrainingArguments) -> int | None:
@@ -71,13 +65,8 @@ def pretrain(args: PretrainingArguments) -> int | None:
 
     # Is this the run that the folder holds, and is there anything left to do?
     options = {**asked, **args.identity()}
-    earlier = run_record.read_run(output_dir)
-    if earlier is not None:
-        check_same_options(output_dir, earlier["options"], options, start_over=f"rm -r {output_dir}")
-        if run_record.is_finished(earlier, args.last_step):
-            if is_main:
-                print(f"{output_dir}: finished already, {earlier['steps']} steps; see {FINAL_MODEL}/")
-            return None
+    if is_done(args, options, f"{FINAL_MODEL}/", args.last_step):
+        return None
 
     set_seed(args.seed)
     model = build_model(args)
@@ -88,8 +77,8 @@ def pretrain(args: PretrainingArguments) -> int | None:
     trainer = PretrainingTrainer(model, args, train, validation, entropy, callbacks)
     checkpoint = trainer.resume_point()
     if is_main:
-        start = facts(args, manifest)
-        run_record.begin_run(output_dir, options, start, trainer.first_step, trainer.saved_at)
+        start = facts(args, manifest["synthetic"], "datasets", torch_compile=args.torch_compile)
+        begin_run(output_dir, options, start, trainer.first_step, trainer.saved_at)
         epochs = args.last_step * args.packs_per_step / train.packs.packs_per_epoch
         trainer.say(
             f"{model.num_parameters():,} parameters; {len(train.store):,} sequences in "
@@ -101,30 +90,17 @@ def pretrain(args: PretrainingArguments) -> int | None:
     stop.listen()
     trainer.train_from(checkpoint)
     if stop.stopped:
-        trainer.end_run(run_record.CONTINUED)
-        return leave(stop)
+        trainer.end_run(CONTINUED)
+        return leave(stop, "a checkpoint is written")
 
     metrics = trainer.evaluate_once() if validation is not None else {}
-    save_final_model(trainer.model, model.config, output_dir)
+    trainer.save_final_model()
     stopped_early = trainer.state.global_step < args.last_step
-    trainer.end_run(run_record.FINISHED, stopped_early=stopped_early, frequency_entropy=entropy, **metrics)
+    trainer.end_run(FINISHED, stopped_early=stopped_early, frequency_entropy=entropy, **metrics)
     if is_main:
         shutil.rmtree(output_dir / ".plans", ignore_errors=True)
         trainer.say(f"done: {output_dir / FINAL_MODEL}")
     return None
-
-
-def facts(args: PretrainingArguments, manifest: dict) -> dict:
-    """What is worth knowing about this start of the run, beyond its options."""
-    return {
-        **run_record.place(),
-        "processes": args.world_size,
-        "device": device_name(args.device),
-        "precision": args.precision if args.precision != "auto" else "bf16" if args.bf16 else "fp32",
-        "torch_compile": args.torch_compile,
-        "synthetic_data": manifest.get("synthetic", False),
-        "versions": package_versions("torch", "transformers", "accelerate", "datasets"),
-    }
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
-"""ESM-2's sizes; building one from scratch; loading one from a folder or the hub."""
+"""ESM-2's sizes; a configuration from scratch; what a folder or a hub name holds; the model a run leaves."""
 
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import EsmConfig
+import torch
+from transformers import EsmConfig, EsmForMaskedLM
 
-from esm2_hyperpod.alphabet import MASK, PAD, TOKENS
+from esm2_hyperpod.alphabet import MASK, PAD, TOKENS, build_tokenizer
+from esm2_hyperpod.artifacts import whole_folder
 from esm2_hyperpod.errors import UserError
+
+FINAL_MODEL = "final_model"
 
 
 @dataclass(frozen=True)
@@ -87,3 +91,16 @@ def find_size(name_or_path: str) -> Size:
             f"{name_or_path}: of unknown size; give a model folder or facebook/esm2_t6_8M_UR50D, "
             "t12_35M, t30_150M, t33_650M, t36_3B or t48_15B"
         ) from None
+
+
+def save_final_model(weights: dict[str, torch.Tensor], config: EsmConfig, output_dir: Path) -> None:
+    """Write `output_dir/final_model`, an ordinary Hugging Face folder: safetensors, config, tokenizer.
+
+    `weights` is the whole state dict. `Trainer.save_model` writes nothing under FSDP with sharded checkpoints
+    (transformers 5.23), so the caller gathers it. Called on one rank.
+    """
+    plain = EsmForMaskedLM(EsmConfig.from_dict(config.to_dict()))
+    plain.load_state_dict(weights)
+    with whole_folder(output_dir / FINAL_MODEL) as temporary:
+        plain.save_pretrained(temporary, save_original_format=False)  # see ResumableTrainer._save
+        build_tokenizer().save_pretrained(temporary)

@@ -6,22 +6,25 @@ Reads arguments, dataset and output folder as the training script will, and writ
 code is 1 if something is wrong; every problem is one line.
 """
 
+# ruff: noqa: E402
 import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from transformers import TrainingArguments
+from esm2_hyperpod.imports import without_peft
 
-from esm2_hyperpod.artifacts import check_same_options, read_manifest
+without_peft()
+
+from esm2_hyperpod.artifacts import read_manifest
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.localization.arguments import FinetuningArguments
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
-from esm2_hyperpod.pretraining.trainer import open_split
+from esm2_hyperpod.pretraining.data import open_split
 from esm2_hyperpod.runs.checkpoints import newest_whole_checkpoint
-from esm2_hyperpod.runs.record import FINISHED, read_run
-from esm2_hyperpod.training.arguments import parse
+from esm2_hyperpod.runs.record import is_finished
+from esm2_hyperpod.training.arguments import RunArguments, parse
+from esm2_hyperpod.training.script import earlier_run
 
 
 def main() -> int:
@@ -59,7 +62,7 @@ def check_pretraining(world: int) -> list[str]:
     micro_batches = f"{args.tokens_per_device:,} x {args.gradient_accumulation_steps} accumulated"
     say("global batch", f"{args.global_batch_tokens:,} tokens = {world} process(es) x {micro_batches}")
     say("steps", f"{args.last_step:,}")
-    return check_output(args, {**args.identity(), "dataset": manifest["content_digest"]})
+    return check_output(args, {**args.identity(), "dataset": manifest["content_digest"]}, args.last_step)
 
 
 def check_finetuning(world: int) -> list[str]:
@@ -77,28 +80,26 @@ def check_finetuning(world: int) -> list[str]:
     return problems or check_output(args, {**args.data_identity(), **args.identity()})
 
 
-def check_output(args: TrainingArguments, options: dict) -> list[str]:
+def check_output(args: RunArguments, options: dict, last_step: int | None = None) -> list[str]:
     """Say where the run would start; returns why its output folder would be refused."""
     output_dir = Path(args.output_dir)
-    earlier = read_run(output_dir)
-    if earlier is not None:
-        try:
-            check_same_options(output_dir, earlier["options"], options, start_over=f"rm -r {output_dir}")
-        except UserError as error:
-            return [str(error)]
-        if earlier["status"] == FINISHED:
-            say("output", f"{output_dir}: finished already, {earlier['steps']:,} steps")
-            return []
-    checkpoint, passed_over = newest_whole_checkpoint(output_dir)
-    for line in passed_over:
+    try:
+        earlier = earlier_run(output_dir, options)
+    except UserError as error:
+        return [str(error)]
+    if earlier is not None and is_finished(earlier, last_step):
+        say("output", f"{output_dir}: finished already, {earlier['steps']:,} steps")
+        return []
+    checkpoint, skipped = newest_whole_checkpoint(output_dir)
+    for line in skipped:
         say("checkpoint", line)
     say("output", f"{output_dir}: starts from {checkpoint.name if checkpoint else 'the beginning'}")
     return []
 
 
-def planned(arguments: type, world: int) -> Any:
+def planned(arguments: type[RunArguments], world: int) -> RunArguments:
     """The script's own arguments, from `sys.argv`, as they would be among `world` processes."""
-    return parse(dataclass(type(arguments.__name__, (arguments,), {"world_size": world})))[0]
+    return parse(dataclass(type(arguments.__name__, (arguments,), {"world_size": world})))
 
 
 def say(what: str, text: str) -> None:

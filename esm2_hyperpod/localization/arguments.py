@@ -2,28 +2,29 @@
 
 from dataclasses import dataclass
 
-import torch
-from transformers import TrainingArguments
-
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.localization.encoding import CROPS
 from esm2_hyperpod.localization.model import LORA_TARGETS, POOLINGS, TUNINGS, Settings
-from esm2_hyperpod.pretraining.arguments import option, refuse_what_does_not_apply
 from esm2_hyperpod.proteins.splits import METHODS
+from esm2_hyperpod.training.arguments import RunArguments, option
 
-USE_INSTEAD = {
-    "fp16": "--precision",
-    "bf16": "--precision",
-    "gradient_accumulation_steps": "--global_batch_size",
-    "do_train": "--train_file",
-    "do_eval": "--validation_file",
-}
 BEST = ("mcc", "macro_f1", "accuracy", "loss")
 
 
 @dataclass
-class FinetuningArguments(TrainingArguments):
+class FinetuningArguments(RunArguments):
     """Batches are counted over all processes; evaluation and checkpoints come after every epoch."""
+
+    IDENTITY = (
+        "model_name_or_path seed max_seq_length crop tuning pooling lora_rank lora_alpha lora_dropout "
+        "lora_targets class_weights global_batch_size early_stopping_patience num_train_epochs max_steps "
+        "learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm metric_for_best_model"
+    )
+    USE_INSTEAD = RunArguments.USE_INSTEAD | {
+        "gradient_accumulation_steps": "--global_batch_size",
+        "do_train": "--train_file",
+        "do_eval": "--validation_file",
+    }
 
     output_dir: str | None = option(None, "Where adapter, metrics, pictures and predictions go.")
     model_name_or_path: str | None = option(
@@ -54,9 +55,6 @@ class FinetuningArguments(TrainingArguments):
     class_weights: str = option("none", "balanced: weigh labels by inverse frequency.", ["none", "balanced"])
     global_batch_size: int = option(16, "Proteins of one optimizer step, over all processes.")
     early_stopping_patience: int = option(3, "Stop after so many epochs without a better validation score.")
-    max_minutes: float | None = option(None, "Save, stop and exit with 75 after so many minutes.")
-    save_minutes: float | None = option(None, "Also write a checkpoint every so many minutes.")
-    dollars_per_node_hour: float | None = option(None, "Price of one node, for the cost in run_report.md.")
     precision: str = option(
         "auto", "Also of predictions. auto: bf16 on GPUs that have it.", ["auto", "bf16", "fp32"]
     )
@@ -66,14 +64,11 @@ class FinetuningArguments(TrainingArguments):
     learning_rate: float = option(1e-3, "Peak learning rate.")
     lr_scheduler_type: str = option("cosine", "As the Trainer's.")
     warmup_steps: float = option(0.1, "Steps; below 1, a share of all.")
-    weight_decay: float = option(0.01, "Weight decay.")
     metric_for_best_model: str = option("mcc", "Validation score that picks the checkpoint.", BEST)
-    logging_steps: float = option(10, "Steps between logs.")
     save_total_limit: int | None = option(2, "Checkpoints to keep, the best one not counted.")
     report_to: str = option("none", "tensorboard, wandb (if installed), all or none.")
 
     def __post_init__(self):
-        refuse_what_does_not_apply(self, USE_INSTEAD)
         if not self.estimate_memory:
             self._refuse_what_is_no_task()
         if not self.model_name_or_path:
@@ -86,16 +81,10 @@ class FinetuningArguments(TrainingArguments):
                 raise UserError(f"--{name} {getattr(self, name)}: must be above 0")
         if self.lora_rank < 1 or not 0 <= self.lora_dropout < 1:
             raise UserError("--lora_rank must be at least 1 and --lora_dropout in [0, 1)")
-        self.use_cpu = self.use_cpu or not torch.cuda.is_available()
-        has_bf16 = not self.use_cpu and torch.cuda.is_bf16_supported()
-        self.bf16 = self.precision == "bf16" or (self.precision == "auto" and has_bf16)
         self.greater_is_better = self.metric_for_best_model != "loss"
         self.metric_for_best_model = f"eval_{self.metric_for_best_model}"
         self.eval_strategy = self.save_strategy = "steps"
         self.load_best_model_at_end = True
-        self.ignore_data_skip = True  # our sampler starts at the right step by itself
-        self.logging_nan_inf_filter = False  # checked where losses are shared
-        self.ddp_find_unused_parameters = False  # all are used; looking for them costs a pass over the graph
         super().__post_init__()
 
     def set_steps(self, steps_per_epoch: int, accumulation: int) -> None:
@@ -109,29 +98,17 @@ class FinetuningArguments(TrainingArguments):
         """Take what an adapter to be continued fixes. Raises `UserError` if other was asked for."""
         fixed = {"tuning": adapter.tuning, "pooling": adapter.pooling}
         for name in ("tuning", "pooling", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets"):
-            if self._was_given(name) and fixed.get(name) != getattr(self, name):
+            if self.was_given(name) and fixed.get(name) != getattr(self, name):
                 raise UserError(
                     f"--{name} {getattr(self, name)}: {self.model_name_or_path} is continued as it is "
                     f"({adapter.tuning}, pooling {adapter.pooling}); start from {adapter.base} instead"
                 )
         self.tuning, self.pooling = adapter.tuning, adapter.pooling
 
-    def identity(self) -> dict:
-        """The options that make this run this run; a resumed run must have the same."""
-        names = (
-            "model_name_or_path seed max_seq_length crop tuning pooling lora_rank lora_alpha lora_dropout "
-            "lora_targets class_weights global_batch_size early_stopping_patience num_train_epochs max_steps "
-            "learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm metric_for_best_model"
-        )
-        return {name: getattr(self, name) for name in names.split()}
-
     def data_identity(self) -> dict:
         """The options that the splits depend on."""
         names = "train_file validation_file test_file dataset_name split seed"
         return {name: getattr(self, name) for name in names.split()}
-
-    def _was_given(self, name: str) -> bool:
-        return getattr(self, name) != type(self).__dataclass_fields__[name].default
 
     def _refuse_what_is_no_task(self) -> None:
         if not self.output_dir or not self.model_name_or_path:
@@ -153,7 +130,7 @@ class FinetuningArguments(TrainingArguments):
             )
         if not (self.train_file or self.dataset_name):
             for name in {**self.identity(), **self.data_identity()}:
-                if name not in ("model_name_or_path", "seed") and self._was_given(name):
+                if name not in ("model_name_or_path", "seed") and self.was_given(name):
                     raise UserError(
                         f"--{name} is for training, which needs --train_file: a tuned model predicts as it "
                         "was trained"

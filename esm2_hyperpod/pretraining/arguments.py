@@ -2,40 +2,32 @@
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import TrainingArguments
 
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.pretraining.masking import REPLACEMENTS
 from esm2_hyperpod.pretraining.schedule import SCHEDULES
+from esm2_hyperpod.training.arguments import RunArguments, option
 
 ESM2_WARMUP_STEPS = 2_000
-USE_INSTEAD = {
-    "fp16": "--precision",
-    "bf16": "--precision",
-    "per_device_train_batch_size": "--tokens_per_device",
-    "gradient_accumulation_steps": "--global_batch_tokens",
-}
-
-
-def option(default, help, choices=None):
-    """A dataclass field that HfArgumentParser turns into a documented flag."""
-    return field(default=default, metadata={"help": help, **({"choices": choices} if choices else {})})
-
-
-def refuse_what_does_not_apply(args: TrainingArguments, use_instead: dict[str, str]) -> None:
-    """Raise `UserError` if one of Trainer's flags was given that another flag stands for here."""
-    for name, flag in use_instead.items():
-        if getattr(args, name) != type(args).__dataclass_fields__[name].default:
-            raise UserError(f"--{name} has no meaning here: use {flag}")
 
 
 @dataclass
-class PretrainingArguments(TrainingArguments):
+class PretrainingArguments(RunArguments):
     """Recipe defaults: Lin et al. 2023, supplementary A.2.4. Batches are counted in tokens."""
+
+    IDENTITY = (
+        "model_size model_name_or_path seed max_seq_length tokens_per_device global_batch_tokens packing "
+        "mlm_probability mask_replace lr_schedule max_steps learning_rate warmup_steps adam_beta1 "
+        "adam_beta2 adam_epsilon weight_decay max_grad_norm"
+    )
+    USE_INSTEAD = RunArguments.USE_INSTEAD | {
+        "per_device_train_batch_size": "--tokens_per_device",
+        "gradient_accumulation_steps": "--global_batch_tokens",
+    }
 
     dataset_dir: str | None = option(None, "Folder that 1.tokenize_uniref_csv.py wrote (processed/arrow).")
     output_dir: str | None = option(None, "Where checkpoints, metrics and the final model go.")
@@ -60,9 +52,6 @@ class PretrainingArguments(TrainingArguments):
         "esm2", "esm2, cosine_hold, or trainer (then --lr_scheduler_type).", [*SCHEDULES, "trainer"]
     )
     stop_after_steps: int | None = option(None, "Stop here; the schedule still ends at --max_steps.")
-    max_minutes: float | None = option(None, "Save, stop and exit with 75 after so many minutes.")
-    save_minutes: float | None = option(None, "Also write a checkpoint every so many minutes.")
-    dollars_per_node_hour: float | None = option(None, "Price of one node, for the cost in run_report.md.")
     early_stopping_patience: int | None = option(
         None, "Stop after so many evaluations without a better validation loss."
     )
@@ -71,8 +60,6 @@ class PretrainingArguments(TrainingArguments):
     learning_rate: float = option(4e-4, "Peak learning rate (ESM-2 15B: 1.6e-4).")
     warmup_steps: float | None = option(None, "Default: 2,000, or a tenth of --max_steps if that is less.")
     adam_beta2: float = option(0.98, "Adam's second beta.")
-    weight_decay: float = option(0.01, "Weight decay.")
-    logging_steps: float = option(10, "Steps between logs.")
     save_steps: float = option(500, "Steps between checkpoints.")
     save_total_limit: int | None = option(3, "Checkpoints to keep, the best one not counted.")
     eval_steps: float | None = option(500, "Steps between evaluations.")
@@ -84,7 +71,6 @@ class PretrainingArguments(TrainingArguments):
     report_to: str = option("tensorboard", "tensorboard, wandb (if installed), all or none.")
 
     def __post_init__(self):
-        refuse_what_does_not_apply(self, USE_INSTEAD)
         if not self.dataset_dir or not self.output_dir:
             raise UserError("--dataset_dir and --output_dir are needed; see: python train.py --help")
         if self.tokens_per_device % 64 or self.tokens_per_device < 64:
@@ -96,21 +82,14 @@ class PretrainingArguments(TrainingArguments):
             )
         if not 0 < self.mlm_probability < 1:
             raise UserError(f"--mlm_probability {self.mlm_probability}: must lie between 0 and 1")
-        self.use_cpu = self.use_cpu or not torch.cuda.is_available()
-        on_gpu = not self.use_cpu
-        self.bf16 = self.precision == "bf16" or (
-            self.precision in ("auto", "fp8") and on_gpu and torch.cuda.is_bf16_supported()
-        )
+        on_gpu = torch.cuda.is_available() and not self.use_cpu
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = 2 if on_gpu else 0
         if on_gpu and self.precision != "fp32":
             torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
         if self.early_stopping_patience is not None:
             self.metric_for_best_model, self.greater_is_better = "eval_loss", False
-        self.ignore_data_skip = True  # our sampler starts at the right step by itself
-        self.logging_nan_inf_filter = False  # checked where losses are shared; this one waits for the GPU
         self.logging_first_step = True
-        self.ddp_find_unused_parameters = False  # all are used; looking for them costs a pass over the graph
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(self.output_dir) / "tensorboard"))
         self._default_warmup = self.warmup_steps is None
         if self._default_warmup:
@@ -147,12 +126,3 @@ class PretrainingArguments(TrainingArguments):
     def last_step(self) -> int:
         """The step after which this run is complete."""
         return min(self.max_steps, self.stop_after_steps or self.max_steps)
-
-    def identity(self) -> dict:
-        """The options that make this run this run; a resumed run must have the same."""
-        names = (
-            "model_size model_name_or_path seed max_seq_length tokens_per_device global_batch_tokens packing "
-            "mlm_probability mask_replace lr_schedule max_steps learning_rate warmup_steps adam_beta1 "
-            "adam_beta2 adam_epsilon weight_decay max_grad_norm"
-        )
-        return {name: getattr(self, name) for name in names.split()}

@@ -1,10 +1,7 @@
 """Masked-LM pretraining with the Hugging Face Trainer, over packs."""
 
-import math
 import time
-from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,25 +9,19 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EsmForMaskedLM
 
-from esm2_hyperpod.artifacts import CLUSTER_OF_ROW
 from esm2_hyperpod.esm.fp8 import use_fp8
-from esm2_hyperpod.esm.model import build_config, check_model_folder
+from esm2_hyperpod.esm.model import build_config, check_model_folder, save_final_model
 from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, masked_lm_loss
 from esm2_hyperpod.pretraining import validation
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
 from esm2_hyperpod.pretraining.batches import BatchMaker
-from esm2_hyperpod.pretraining.epoch_plans import EpochPlans, SharedPlans
-from esm2_hyperpod.pretraining.epochs import PackStream, StepSampler
-from esm2_hyperpod.pretraining.packing import Layout, packed_layout, padded_layout
+from esm2_hyperpod.pretraining.data import Split
+from esm2_hyperpod.pretraining.epochs import StepSampler
 from esm2_hyperpod.pretraining.schedule import SCHEDULES
-from esm2_hyperpod.pretraining.sequence_store import SequenceStore
 from esm2_hyperpod.pretraining.sharding import sum_gradients_in_fp32
 from esm2_hyperpod.runs.record import plot_training_curve
 from esm2_hyperpod.training.throughput import Counts, Meter
 from esm2_hyperpod.training.trainer import ResumableTrainer
-
-# Below so many sequences each process plans by itself in less than the time it takes to wait for another.
-SHARED_FROM = 1_000_000
 
 
 def build_model(args: PretrainingArguments) -> EsmForMaskedLM:
@@ -47,62 +38,6 @@ def build_model(args: PretrainingArguments) -> EsmForMaskedLM:
         model = model_class(build_config(args.model_size))
     model.esm.contact_head.requires_grad_(False)
     return use_fp8(model, args.device) if args.precision == "fp8" else model
-
-
-@dataclass(frozen=True)
-class Split:
-    """Sequences, the packs an epoch visits, and the maker of their micro-batches."""
-
-    store: SequenceStore
-    packs: PackStream
-    batches: BatchMaker
-
-
-def open_split(
-    folder: Path, args: PretrainingArguments, seed: int, plans_folder: Path | None
-) -> Split | None:
-    """Open a split of step 1, or None if there is nothing in it.
-
-    With a `cluster_of_row.npy` beside it, an epoch takes one member of each cluster.
-
-    Args:
-        seed: of packs, crops and masks.
-        plans_folder: where processes share plans, if at all; its name must tell runs with other
-            options apart.
-    """
-    if not folder.is_dir():  # step 1 makes no folder for a split of size 0
-        return None
-    store = SequenceStore(folder)
-    if not len(store):
-        return None
-
-    def lengths() -> np.ndarray:
-        return np.minimum(store.lengths(), args.max_seq_length)
-
-    def layout(lengths: np.ndarray) -> Layout:
-        if args.packing:
-            return packed_layout(lengths, args.tokens_per_device, seed)
-        return padded_layout(lengths, args.tokens_per_device)
-
-    clusters = folder / CLUSTER_OF_ROW
-    plans = EpochPlans(lengths, layout, seed, np.load(clusters, mmap_mode="r") if clusters.exists() else None)
-    if plans_folder and args.world_size > 1 and len(store) >= SHARED_FROM:
-        plans = SharedPlans(plans, plans_folder / folder.name, maker=args.process_index == 0)
-    packs = PackStream(plans)
-    tails = math.ceil(
-        args.tokens_per_device / args.max_seq_length
-    )  # an empty end is so many sequences at most
-    batches = BatchMaker(
-        store=store,
-        tokens=args.tokens_per_device,
-        longest=args.max_seq_length,
-        most_sequences=packs.most_sequences() + tails,
-        seed=seed,
-        mask_probability=args.mlm_probability,
-        mask_replace=args.mask_replace,
-        packing=args.packing,
-    )
-    return Split(store, packs, batches)
 
 
 class PretrainingTrainer(ResumableTrainer):
@@ -240,6 +175,13 @@ class PretrainingTrainer(ResumableTrainer):
         start = time.perf_counter()
         super()._save_checkpoint(model, trial)
         self._meter.pause(time.perf_counter() - start)
+
+    def save_final_model(self) -> None:
+        """Write `final_model/`, gathered from all ranks. Called on all ranks."""
+        weights = self.accelerator.get_state_dict(self.model)
+        if self.is_world_process_zero():
+            save_final_model(weights, self.model.config, self.output_dir)
+        self.barrier()
 
     def log_figures(self) -> dict[str, float]:
         """Throughput over all ranks since the last log."""

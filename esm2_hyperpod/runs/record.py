@@ -96,9 +96,10 @@ def place() -> dict[str, Any]:
     return facts
 
 
-def is_finished(run: dict[str, Any], last_step: int) -> bool:
-    """Whether nothing is left to do up to `last_step`."""
-    return run["status"] == FINISHED and (run["steps"] >= last_step or run["stopped_early"])
+def is_finished(run: dict[str, Any], last_step: int | None = None) -> bool:
+    """Whether nothing is left to do, up to `last_step` where the length of a run can be changed."""
+    done = last_step is None or run.get("stopped_early") or run.get("steps", 0) >= last_step
+    return run["status"] == FINISHED and bool(done)
 
 
 def now() -> str:

@@ -1,8 +1,8 @@
 """Reasons to stop or save early, agreed on by all ranks at the same optimizer step.
 
 SIGTERM, SIGUSR1, a file named `stop` in the output folder, or a time limit: the step in progress is
-finished, a checkpoint is written, and the script exits with `TO_BE_CONTINUED`. Running the same
-command again goes on.
+finished, a checkpoint is written, and the script exits with `errors.TO_BE_CONTINUED`. The same command
+resumes it.
 """
 
 import ctypes
@@ -14,8 +14,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
-
-from esm2_hyperpod.errors import TO_BE_CONTINUED
 
 STOP_FILE = "stop"
 
@@ -125,11 +123,3 @@ def end_with_launcher() -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         pr_set_pdeathsig = 1  # <linux/prctl.h>
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-def leave(request: StopRequests) -> int:
-    """Say why the run stopped early; the exit code for it."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        why = request.reason or "another rank was asked to"
-        print(f"stopped early ({why}); a checkpoint is written; the same command goes on", flush=True)
-    return TO_BE_CONTINUED

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esm2_hyperpod.pretraining.epoch_plans import EpochPlans, SharedPlans
-from esm2_hyperpod.pretraining.epochs import PackStream, StepSampler
+from esm2_hyperpod.pretraining.epochs import EpochPlans, PackStream, SharedPlans, StepSampler
 from esm2_hyperpod.pretraining.packing import packed_layout, padded_layout, plan_epoch
 
 lengths_lists = st.lists(st.integers(1, 100), min_size=1, max_size=200)
