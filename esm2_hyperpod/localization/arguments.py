@@ -55,9 +55,6 @@ class FinetuningArguments(RunArguments):
     class_weights: str = option("none", "balanced: weigh labels by inverse frequency.", ["none", "balanced"])
     global_batch_size: int = option(16, "Proteins of one optimizer step, over all processes.")
     early_stopping_patience: int = option(3, "Stop after so many epochs without a better validation score.")
-    precision: str = option(
-        "auto", "Also of predictions. auto: bf16 on GPUs that have it.", ["auto", "bf16", "fp32"]
-    )
 
     per_device_train_batch_size: int = option(8, "Most proteins of one micro-batch.")
     num_train_epochs: float = option(10, "Passes over the training proteins, at most.")

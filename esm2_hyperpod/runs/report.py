@@ -62,11 +62,7 @@ def summarize(output_dir: Path, dollars_per_node_hour: float | None = None) -> d
         "seconds": seconds,
         "failures": failures,
         "residues_seen": logs[-1].get("residues_seen") if logs else 0,
-        "speed": {
-            name: statistics.median(values)
-            for name in SPEEDS
-            if (values := [line[name] for line in logs if line.get(name) is not None])
-        },
+        "speed": medians(logs),
         "loss": {"first": logs[0]["loss"], "last": logs[-1]["loss"]} if logs else None,
         "frequency_entropy": run.get("frequency_entropy"),
         "evaluation": evaluations[-1] if evaluations else None,
@@ -114,13 +110,13 @@ def describe(output_dir: Path, figures: dict[str, Any]) -> str:
         "model": _model(figures["options"]),
         "ran on": _place(figures["last_start"]),
         "time": _time(figures),
-        "seen": _seen(figures),
-        "speed": _speed(figures["speed"]),
+        "seen": f"{figures['residues_seen']:,} residues" if figures["residues_seen"] else "",
+        "speed": speed(figures["speed"]),
         "interruptions": interruptions(figures["seconds"], figures["failures"]),
         "cost": _cost(figures),
         "training loss": curve([loss for _, loss in figures["loss_curve"]]),
         "validation loss": curve([loss for _, loss in figures["evaluation_curve"]]),
-        "validation": _validation(figures),
+        "validation": validation(figures),
     }
     synthetic = "\n**The data are synthetic: this shows that the program works, not biology.**\n"
     table = "\n".join(f"| {name} | {text} |" for name, text in rows.items() if text)
@@ -137,6 +133,45 @@ def interruptions(seconds: dict[str, float], failures: dict[str, int]) -> str:
     text += f", {failures['broken_off']} time(s) after breaking off; {duration(seconds['waiting'])} between"
     if failures["broken_off"] or failures["steps_done_twice"]:
         text += f"; {failures['steps_done_twice']:,} steps ({duration(seconds['lost'])}) done twice"
+    return text
+
+
+def medians(logs: list[dict[str, Any]]) -> dict[str, float]:
+    """The median of each figure of speed over training logs."""
+    return {
+        name: statistics.median(values)
+        for name in SPEEDS
+        if (values := [line[name] for line in logs if line.get(name) is not None])
+    }
+
+
+def speed(medians: dict[str, float]) -> str:
+    """Figures of speed in words; empty where nothing measures them."""
+    if not medians:
+        return ""
+    used = (
+        f"MFU {medians['mfu']:.1%}"
+        if "mfu" in medians
+        else f"{medians['tflops_per_device']:.3g} TFLOPS/device"
+    )
+    return (
+        f"{medians['residues_per_second']:,.0f} residues/s, {used}, padding {medians['padding_share']:.1%}, "
+        f"waiting for data {medians['data_wait_share']:.1%} (medians)"
+    )
+
+
+def validation(figures: dict[str, Any]) -> str:
+    """The last evaluation in words; empty where there was none."""
+    line = figures["evaluation"]
+    if line is None:
+        return ""
+    text = f"step {line['step']:,}: " + ", ".join(
+        f"{name[5:].replace('_', ' ')} {f'{value:,.0f}' if value.is_integer() else f'{value:.4f}'}"
+        for name, value in line.items()
+        if name.startswith("eval_") and isinstance(value, float)
+    )
+    if figures["frequency_entropy"]:
+        text += f"; guessing by residue frequency has loss {figures['frequency_entropy']:.4f}"
     return text
 
 
@@ -189,39 +224,11 @@ def _time(figures: dict[str, Any]) -> str:
     )
 
 
-def _seen(figures: dict[str, Any]) -> str:
-    return f"{figures['residues_seen']:,} residues" if figures["residues_seen"] else ""
-
-
-def _speed(speed: dict[str, float]) -> str:
-    if not speed:
-        return ""
-    used = f"MFU {speed['mfu']:.1%}" if "mfu" in speed else f"{speed['tflops_per_device']:.3g} TFLOPS/device"
-    return (
-        f"{speed['residues_per_second']:,.0f} residues/s, {used}, padding {speed['padding_share']:.1%}, "
-        f"waiting for data {speed['data_wait_share']:.1%} (medians)"
-    )
-
-
 def _cost(figures: dict[str, Any]) -> str:
     text = f"{figures['node_hours']:.2f} node-hours"
     if figures["cost_dollars"] is None:
         return text
     return text + f" at {figures['dollars_per_node_hour']:g} dollars = {figures['cost_dollars']:,.2f} dollars"
-
-
-def _validation(figures: dict[str, Any]) -> str:
-    line = figures["evaluation"]
-    if line is None:
-        return ""
-    text = f"step {line['step']:,}: " + ", ".join(
-        f"{name[5:].replace('_', ' ')} {f'{value:,.0f}' if value.is_integer() else f'{value:.4f}'}"
-        for name, value in line.items()
-        if name.startswith("eval_") and isinstance(value, float)
-    )
-    if figures["frequency_entropy"]:
-        text += f"; guessing by residue frequency has loss {figures['frequency_entropy']:.4f}"
-    return text
 
 
 def _end(session: dict[str, Any], output_dir: Path) -> str:

@@ -6,12 +6,12 @@ python -m esm2_hyperpod.runs.status /fsx/$USER/runs   all runs below a folder
 
 import argparse
 import json
-import statistics
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 from esm2_hyperpod.errors import UserError, run_script
+from esm2_hyperpod.runs import report
 from esm2_hyperpod.runs.checkpoints import newest_whole_checkpoint, step_of
 from esm2_hyperpod.runs.record import (
     HEARTBEAT,
@@ -22,7 +22,6 @@ from esm2_hyperpod.runs.record import (
     read_metrics,
     read_run,
 )
-from esm2_hyperpod.runs.report import curve, duration, failures_of, interruptions
 
 SILENT = timedelta(minutes=10)
 """A run that has logged nothing for so long is probably dead: a killed one cannot say so itself."""
@@ -53,15 +52,15 @@ def describe(output_dir: Path, at: datetime) -> str:
         assert run is not None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         return f"{output_dir}: {RUN} is damaged ({error})"
-    lines = read_metrics(output_dir)
-    steps = [line for line in lines if line.get("loss") is not None]
+    steps = [line for line in read_metrics(output_dir) if line.get("loss") is not None]
+    figures = report.summarize(output_dir)
     starts = ", ".join(str(session["from_step"]) for session in run["sessions"])
-    lost = interruptions(*failures_of(output_dir, run["sessions"]))
+    lost = report.interruptions(figures["seconds"], figures["failures"])
     rows = {
         "progress": progress(run, steps, output_dir),
-        "speed": speed(steps[-10:]),
-        "loss": curve([line["loss"] for line in steps[-40:]]),
-        "validation": validation(lines),
+        "speed": report.speed(report.medians(steps[-10:])),
+        "loss": report.curve([line["loss"] for line in steps[-40:]]),
+        "validation": report.validation(figures),
         "starts": f"from step {starts}; interruptions: {lost}",
         "checkpoint": checkpoint(output_dir, at),
     }
@@ -81,7 +80,7 @@ def state(run: dict[str, Any], output_dir: Path, at: datetime) -> str:
     silent = at - datetime.fromtimestamp(newest, timezone.utc)
     if silent < SILENT:
         return RUNNING
-    length = duration(silent.total_seconds())
+    length = report.duration(silent.total_seconds())
     return f"silent for {length}: waiting in the queue, or dead; the same command goes on"
 
 
@@ -95,30 +94,8 @@ def progress(run: dict[str, Any], steps: list[dict[str, Any]], output_dir: Path)
         text += f" of {total:,} ({step / total:.0%})"
     eta = steps[-1].get("eta_seconds") if steps else None
     if eta and run["status"] == RUNNING:
-        text += f", {duration(eta)} to go"
+        text += f", {report.duration(eta)} to go"
     return text
-
-
-def speed(steps: list[dict[str, Any]]) -> str:
-    """Medians over the last logged steps: real residues, not padding, and model FLOPs utilization."""
-    rates = [line["residues_per_second"] for line in steps if line.get("residues_per_second")]
-    if not rates:
-        return ""
-    text = f"{statistics.median(rates):,.0f} residues/s"
-    used = [line["mfu"] for line in steps if line.get("mfu")]
-    return text + (f", MFU {statistics.median(used):.1%}" if used else "")
-
-
-def validation(lines: list[dict[str, Any]]) -> str:
-    """The last evaluation's figures, with their names."""
-    evaluations = [line for line in lines if line.get("eval_loss") is not None]
-    if not evaluations:
-        return ""
-    last = evaluations[-1]
-    names = [
-        name for name in ("loss", "perplexity", "accuracy", "macro_f1", "mcc") if last.get(f"eval_{name}")
-    ]
-    return f"step {last['step']:,}: " + ", ".join(f"{name} {last[f'eval_{name}']:.4f}" for name in names)
 
 
 def checkpoint(output_dir: Path, at: datetime) -> str:
@@ -127,7 +104,7 @@ def checkpoint(output_dir: Path, at: datetime) -> str:
     text = "none yet"
     if newest is not None:
         age = at - datetime.fromtimestamp(newest.stat().st_mtime, timezone.utc)
-        text = f"step {step_of(newest):,}, {duration(age.total_seconds())} ago"
+        text = f"step {step_of(newest):,}, {report.duration(age.total_seconds())} ago"
     return text + "".join(f"\n{'':14}{line}" for line in passed_over)
 
 

@@ -41,6 +41,7 @@ class RunArguments(TrainingArguments):
     max_minutes: float | None = option(None, "Save, stop and exit with 75 after so many minutes.")
     save_minutes: float | None = option(None, "Also write a checkpoint every so many minutes.")
     dollars_per_node_hour: float | None = option(None, "Price of one node, for the cost in run_report.md.")
+    precision: str = option("auto", "auto is bf16 on GPUs that have it, else fp32.", ["auto", "bf16", "fp32"])
     weight_decay: float = option(0.01, "Weight decay.")
     logging_steps: float = option(10, "Steps between logs.")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import EsmForMaskedLM
 
 from esm2_hyperpod.alphabet import AMINO_ACIDS, EOS, MASK, TOKENS, build_tokenizer, encode
-from esm2_hyperpod.esm import attention
+from esm2_hyperpod.esm import packed
 from esm2_hyperpod.esm.model import build_config
 from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, masked_lm_loss
 
@@ -139,13 +139,13 @@ def test_the_cuda_kernel_is_given_what_its_signature_asks(monkeypatch):
             outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
         return torch.cat(outputs)
 
-    real = inspect.signature(attention.varlen.varlen_attn).parameters
+    real = inspect.signature(packed.varlen.varlen_attn).parameters
     assert list(inspect.signature(plain).parameters)[:7] == list(real)[:7] and "scale" in real
-    monkeypatch.setattr(attention.varlen, "varlen_attn", plain)
+    monkeypatch.setattr(packed.varlen, "varlen_attn", plain)
     query, key, value = torch.randn(3, 1, 4, 30, 8).unbind()
     borders = torch.tensor([0, 12, 13, 30, 30], dtype=torch.int32)
-    by_kernel = attention._by_kernel(query, key, value, 0.7, borders, 17)
-    torch.testing.assert_close(by_kernel, attention._one_by_one(query, key, value, 0.7, borders))
+    by_kernel = packed._by_kernel(query, key, value, 0.7, borders, 17)
+    torch.testing.assert_close(by_kernel, packed._one_by_one(query, key, value, 0.7, borders))
 
 
 @settings(max_examples=60, deadline=None)
