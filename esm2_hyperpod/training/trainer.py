@@ -28,8 +28,6 @@ from esm2_hyperpod.runs.record import (
 )
 from esm2_hyperpod.runs.report import write_report
 
-disable_progress_bar()  # of every file written; the bar that counts steps is ours
-
 WINDOW = "logging_window.json"
 HEARTBEAT_SECONDS = 2
 
@@ -47,6 +45,7 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        disable_progress_bar()  # of every file written; the bar that counts steps is ours
         self.output_dir = Path(self.args.output_dir)
         self.first_step = 0  # where this start begins; set by resume_point
         self.saved_at: str | None = None  # when the checkpoint was written that this start goes on from
@@ -97,6 +96,8 @@ class ResumableTrainer(Trainer):
             self.say(write_report(self.output_dir, self.args.dollars_per_node_hour))
 
     # ---- checkpoints ---------------------------------------------------------------------------
+    # Overrides of Trainer's private methods, written against transformers 5.23. They go when Trainer itself
+    # writes checkpoints under a temporary name and renames them when all ranks are done.
 
     def _get_output_dir(self, trial) -> str:
         # The one place where Trainer asks in which folder to write checkpoint-N.
@@ -127,8 +128,9 @@ class ResumableTrainer(Trainer):
         self.barrier()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # transformers 5 by default writes ESM's weights under old names (LayerNorm.gamma), which Trainer,
-        # loading without from_pretrained and not strictly, would leave out without a word.
+        # transformers 5.23 by default writes ESM's weights under old names (LayerNorm.gamma), which Trainer,
+        # loading without from_pretrained and not strictly, would leave out without a word. Ends when
+        # save_pretrained writes the names that the model has.
         if isinstance(self.model, PreTrainedModel):
             if self.args.should_save:
                 self.model.save_pretrained(output_dir, save_original_format=False)
@@ -136,7 +138,7 @@ class ResumableTrainer(Trainer):
             super()._save(output_dir, state_dict)
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        # Trainer only warns, and would train on from weights that are half new.
+        # Trainer (5.23) only warns, and would train on from weights that are half new. Ends when it raises.
         tied = set(self.model._tied_weights_keys or ())
         wrong = [*(set(load_result.missing_keys) - tied), *load_result.unexpected_keys]
         if wrong:
