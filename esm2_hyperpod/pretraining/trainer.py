@@ -44,8 +44,8 @@ class PretrainingTrainer(ResumableTrainer):
     """Trainer over packs, whose losses do not depend on how the global batch is divided.
 
     Args:
-        train_split: what is learned from.
-        validation_split: what is evaluated on, or None to do without.
+        train_split: what the model is trained on.
+        validation_split: what is evaluated on; None for no evaluation.
         frequency_entropy: of the validation residues, in nats; a line in the training curve.
     """
 

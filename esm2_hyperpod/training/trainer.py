@@ -48,7 +48,7 @@ class ResumableTrainer(Trainer):
         disable_progress_bar()  # of every file written; the bar that counts steps is ours
         self.output_dir = Path(self.args.output_dir)
         self.first_step = 0  # where this start begins; set by resume_point
-        self.saved_at: str | None = None  # when the checkpoint was written that this start goes on from
+        self.saved_at: str | None = None  # when the checkpoint was written that this start resumed from
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.add_callback(Heartbeat(self.output_dir))
@@ -59,26 +59,26 @@ class ResumableTrainer(Trainer):
         self._residues_seen = 0  # in all training batches of all ranks, interrupted starts included
         self._bar: tqdm | None = None
 
-    # ---- going on ------------------------------------------------------------------------------
+    # ---- resuming ------------------------------------------------------------------------------
 
     def resume_point(self) -> Path | None:
         """The newest whole checkpoint, or None to start from the beginning. Called on all ranks.
 
-        Rank 0 says what is passed over and clears what came after the checkpoint.
+        Rank 0 prints what is skipped and deletes what came after the checkpoint.
         """
-        checkpoint, passed_over = checkpoints.newest_whole_checkpoint(self.output_dir)
+        checkpoint, skipped = checkpoints.newest_whole_checkpoint(self.output_dir)
         self.barrier()  # nothing is cleared before every rank has looked
         if checkpoint:
             self.first_step = checkpoints.step_of(checkpoint)
             self.saved_at = modified_at(checkpoint / checkpoints.COMPLETE)
         if self.is_world_process_zero():
-            for line in passed_over:
+            for line in skipped:
                 self.say(line)
             end_broken_session(self.output_dir)
             checkpoints.remove_newer(self.output_dir, self.first_step)
             forget_metrics_after(self.output_dir, self.first_step)
             if checkpoint:
-                self.say(f"going on from {checkpoint}")
+                self.say(f"resuming from {checkpoint}")
         self.barrier()
         return checkpoint
 
@@ -221,7 +221,7 @@ class ResumableTrainer(Trainer):
             dist.barrier()
 
     def _share_window(self) -> None:
-        """Move this rank's losses into the window of all; refuse to go on from one that is not finite."""
+        """Move this rank's losses into the window of all; stop at one that is not finite."""
         if not self._unshared:
             return
         losses = torch.stack(self._unshared).double()
@@ -237,7 +237,7 @@ class ResumableTrainer(Trainer):
             if not math.isfinite(loss):
                 raise UserError(
                     f"{self.output_dir}: the loss of step {step} is {loss}; the last checkpoint is from "
-                    f"before it; {self.on_bad_loss(step)}lower --learning_rate or mend the data"
+                    f"before it; {self.on_bad_loss(step)}lower --learning_rate or fix the data"
                 )
 
     def _advance_bar(self) -> None:
@@ -248,7 +248,7 @@ class ResumableTrainer(Trainer):
 
 
 class Heartbeat(TrainerCallback):
-    """Leaves a sign of life every other second, by which a later start knows when and where this one broke.
+    """Writes the step and the time every other second: a later start then knows when this one was killed.
 
     Args:
         output_dir: where it is left.
