@@ -1,6 +1,5 @@
 """Packs and epochs: complete, full, repeatable."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
