@@ -16,7 +16,6 @@ try:
     from esm2_hyperpod.cluster import commands
     from esm2_hyperpod.cluster.aws import Aws, readable_errors
     from esm2_hyperpod.cluster.checks import checked_config, read_config
-    from esm2_hyperpod.cluster.shell import open_session, session_command
     from esm2_hyperpod.errors import run_script
 except ModuleNotFoundError as error:
     remedy = "python -m pip install -r cluster_setup/requirements.txt"
@@ -74,16 +73,12 @@ def main() -> None:
             commands.create(arguments, config, aws, HERE / "network_and_storage.yaml")
         elif arguments.command == "status":
             commands.status(config, aws)
+        elif arguments.command == "connect":
+            commands.connect(arguments, config, aws)
         elif arguments.command == "scale":
             commands.scale(arguments, config, aws)
-        elif arguments.command == "delete":
-            commands.delete(arguments, config, aws)
         else:
-            command = session_command(aws, config.name, arguments.node)
-            if arguments.dry_run:
-                print(" ".join(command))
-            else:
-                open_session(command)
+            commands.delete(arguments, config, aws)
 
 
 if __name__ == "__main__":

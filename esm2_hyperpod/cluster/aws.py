@@ -1,7 +1,8 @@
 """Connections to AWS, and what AWS refuses turned into one line a user can act on."""
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import boto3
@@ -11,6 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 
 from esm2_hyperpod.errors import UserError
 
+POLL_SECONDS = 15
 _LOG_IN = "log in with `aws configure` or `aws sso login`, and check with `aws sts get-caller-identity`"
 _REMEDIES = {
     "AccessDenied": "ask your administrator for that permission",
@@ -64,6 +66,29 @@ def readable_errors() -> Iterator[None]:
     except BotoCoreError as error:
         remedy = "check the network, then run the same command again"
         raise UserError(f"AWS cannot be reached: {_one_line(str(error))}; {remedy}") from None
+
+
+def wait_until(observe: Callable[[], tuple[str, bool]], limit_minutes: int) -> None:
+    """Call `observe` until its second result is true, printing its first, with the time, when it changes.
+
+    `observe` raises `UserError` where what is awaited can no longer happen; so does this function after
+    `limit_minutes`, naming the last state and the command that goes on.
+    """
+    start, last = time.monotonic(), None
+    while True:
+        line, done = observe()
+        minutes, seconds = divmod(int(time.monotonic() - start), 60)
+        if line != last:
+            print(f"  {minutes:3d}:{seconds:02d}  {line}", flush=True)
+            last = line
+        if done:
+            return
+        if minutes >= limit_minutes:
+            raise UserError(
+                f"after {minutes} minutes still: {line}; AWS goes on by itself (and bills): look with "
+                "`hyperpod.py status`, or run the same command again to go on waiting"
+            )
+        time.sleep(POLL_SECONDS)
 
 
 def _one_line(text: str) -> str:

@@ -1,25 +1,40 @@
-"""The commands that print, ask and act: plan, create, status, delete."""
+"""The commands that print, ask and act: plan, create, status, connect, scale, delete."""
 
 import dataclasses
 import json
+import os
+import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from esm2_hyperpod.cluster import instances
 from esm2_hyperpod.cluster.aws import Aws
 from esm2_hyperpod.cluster.billing import cost_table, load_prices
-from esm2_hyperpod.cluster.checks import checked_request
-from esm2_hyperpod.cluster.cluster import change_workers, ensure_cluster, find_cluster, list_nodes
+from esm2_hyperpod.cluster.checks import checked_request, instance_counts, preflight
+from esm2_hyperpod.cluster.cluster import (
+    change_workers,
+    cluster_id,
+    ensure_cluster,
+    failure_lines,
+    find_cluster,
+    list_nodes,
+)
 from esm2_hyperpod.cluster.config import ClusterConfig
-from esm2_hyperpod.cluster.failures import failure_lines
-from esm2_hyperpod.cluster.lifecycle import upload_script
-from esm2_hyperpod.cluster.preflight import instance_counts, preflight
 from esm2_hyperpod.cluster.removal import remove, take_inventory
 from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
 from esm2_hyperpod.cluster.rules import config_problems
-from esm2_hyperpod.cluster.stack import ensure_stack, find_stack
+from esm2_hyperpod.cluster.stack import ensure_stack, find_stack, upload_script
 from esm2_hyperpod.errors import UserError
+
+_INSTALL = {
+    "aws": "https://docs.aws.amazon.com/cli/latest/userguide/getting-started-install.html",
+    "session-manager-plugin": (
+        "https://docs.aws.amazon.com/systems-manager/latest/userguide/"
+        "session-manager-working-with-install-plugin.html"
+    ),
+}
 
 
 def plan(arguments: Namespace, config: ClusterConfig) -> None:
@@ -87,6 +102,26 @@ def status(config: ClusterConfig, aws: Aws) -> None:
     print("".join(f"  {line}\n" for line in lines), end="")
 
 
+def connect(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
+    """Replace this process by a shell on a node, by way of AWS Systems Manager: no SSH key, no open port.
+
+    Raises `UserError` where there is no such running node, or the tools for it are not installed.
+    """
+    cluster = find_cluster(aws, config.name)
+    if cluster is None:
+        raise UserError(f"no cluster {config.name} in {aws.region}; make it with: hyperpod.py create")
+    node = _choose(list_nodes(aws, config.name), arguments.node)
+    target = f"sagemaker-cluster:{cluster_id(cluster)}_{node['InstanceGroupName']}-{node['InstanceId']}"
+    command = ["aws", "ssm", "start-session", "--region", aws.region, "--target", target]
+    if arguments.dry_run:
+        print(" ".join(command))
+        return
+    for tool, address in _INSTALL.items():
+        if shutil.which(tool) is None:
+            raise UserError(f"{tool} is not installed; get it from {address}")
+    os.execvp(command[0], command)
+
+
 def scale(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     """Change the number of workers, once the rules and AWS's quota allow it."""
     wanted = dataclasses.replace(config, workers=dataclasses.replace(config.workers, count=arguments.count))
@@ -128,3 +163,13 @@ def confirm(warning: str, arguments: Namespace) -> None:
         raise UserError(f"{warning} There is no terminal to ask on; add --yes to go on")
     if input(f"{warning} Type yes to go on: ").strip().lower() != "yes":
         raise UserError("stopped; nothing was changed")
+
+
+def _choose(nodes: list[dict[str, Any]], wanted: str | None) -> dict[str, Any]:
+    running = [node for node in nodes if node["InstanceStatus"]["Status"] == "Running"]
+    for choice in [wanted] if wanted else ["login", "controller"]:
+        for node in running:
+            if choice in (node["InstanceId"], node["InstanceGroupName"]):
+                return node
+    there = ", ".join(f"{node['InstanceGroupName']} {node['InstanceId']}" for node in running) or "none"
+    raise UserError(f"no running node {wanted or 'login or controller'}; running nodes: {there}")

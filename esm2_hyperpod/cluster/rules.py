@@ -4,6 +4,7 @@ Each function returns one line for each mistake it finds; none touches AWS.
 """
 
 import difflib
+import functools
 import ipaddress
 import re
 from pathlib import Path
@@ -46,18 +47,23 @@ def _name(config: ClusterConfig) -> list[str]:
 
 
 def _place(config: ClusterConfig) -> list[str]:
-    session = botocore.session.get_session()
-    partitions = session.get_available_partitions()
-    regions = [r for p in partitions for r in session.get_available_regions("sagemaker", p)]
     region, zone = config.region, config.availability_zone
-    if region not in regions:
-        close = difflib.get_close_matches(region, regions, n=1)
+    if region not in _regions():
+        close = difflib.get_close_matches(region, _regions(), n=1)
         remedy = f"did you mean {close[0]}?" if close else "use one such as us-west-2"
         return [problem("region", region, "SageMaker is in no such region", remedy)]
     if not re.fullmatch(re.escape(region) + "[a-z]", zone):
         wrong = f"is not a zone of {region}"
         return [problem("availability_zone", zone, wrong, f"use the region and a letter, as {region}a")]
     return []
+
+
+@functools.cache
+def _regions() -> list[str]:
+    """Where the installed botocore says SageMaker is, in all partitions."""
+    session = botocore.session.get_session()
+    partitions = session.get_available_partitions()
+    return [r for p in partitions for r in session.get_available_regions("sagemaker", p)]
 
 
 def _machines(config: ClusterConfig) -> list[str]:

@@ -2,8 +2,6 @@
 
 import logging
 import re
-import runpy
-import sys
 import urllib.request
 from types import SimpleNamespace
 
@@ -58,21 +56,13 @@ def _start_over(server):
 
 
 @pytest.fixture
-def hyperpod(server, monkeypatch, capsys):
-    """Runs hyperpod.py whole, in this process: importing boto3 anew takes longer than the rest."""
+def hyperpod(server, hyperpod):
+    """hyperpod.py with the server as its AWS."""
 
-    def hyperpod(command, *arguments, code=0):
-        words = [COMMAND, command, "--endpoint_url", server.address, *arguments]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(COMMAND, run_name="__main__")
-        output = capsys.readouterr()
-        message = stop.value.code if isinstance(stop.value.code, str) else ""
-        assert (1 if message else stop.value.code or 0) == code, output.out + message
-        return SimpleNamespace(out=output.out, error=message)
+    def on_server(command, *arguments, code=0):
+        return hyperpod(command, "--endpoint_url", server.address, *arguments, code=code)
 
-    return hyperpod
+    return on_server
 
 
 def clusters(address):

@@ -7,9 +7,10 @@ import pytest
 from botocore.stub import ANY, Stubber
 from helpers.commands import ROOT
 
-from esm2_hyperpod.cluster import cluster, preflight, progress, stack
+from esm2_hyperpod.cluster import aws as aws_module
+from esm2_hyperpod.cluster import cluster, stack
 from esm2_hyperpod.cluster.aws import Aws, readable_errors
-from esm2_hyperpod.cluster.checks import checked_config
+from esm2_hyperpod.cluster.checks import checked_config, preflight
 from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
 from esm2_hyperpod.errors import UserError
 
@@ -24,7 +25,7 @@ EVENT = "00000000-0000-0000-0000-000000000001"
 @pytest.fixture
 def aws(monkeypatch):
     """An Aws whose clients answer only what a test has queued, and whose waits take no time."""
-    monkeypatch.setattr(progress, "POLL_SECONDS", 0)
+    monkeypatch.setattr(aws_module, "POLL_SECONDS", 0)
     connection = Aws("us-west-2")
     session = boto3.Session("testing", "testing", region_name="us-west-2")
     stubs = {}
@@ -258,7 +259,7 @@ def test_a_quota_that_may_not_be_read_is_said_and_does_not_stop(aws, capsys):
     aws.stubs["ec2"].add_response("describe_instance_type_offerings", offer)
     aws.stubs["ec2"].add_response("describe_instance_type_offerings", offer)
     aws.stubs["service-quotas"].add_client_error("list_service_quotas", "AccessDeniedException")
-    preflight.preflight(aws, CONFIG)
+    preflight(aws, CONFIG)
     assert capsys.readouterr().out == "cannot check quotas: ListServiceQuotas: AccessDeniedException\n"
 
 
