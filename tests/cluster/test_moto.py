@@ -1,5 +1,6 @@
 """hyperpod.py as a user runs it, against moto's AWS on loopback: create, status, connect, delete."""
 
+import functools
 import logging
 import re
 import urllib.request
@@ -10,6 +11,10 @@ import yaml
 from helpers import cluster_moto
 from helpers.commands import ROOT, run
 
+from esm2_hyperpod.cluster import aws as aws_module
+
+# Making clients anew for each command takes longer than the rest of it.
+shared_aws = functools.cache(aws_module.Aws)
 CONFIG = ROOT / "cluster_setup" / "cluster.yaml"
 COMMAND = str(ROOT / "cluster_setup" / "hyperpod.py")
 
@@ -56,8 +61,9 @@ def _start_over(server):
 
 
 @pytest.fixture
-def hyperpod(server, hyperpod):
-    """hyperpod.py with the server as its AWS."""
+def hyperpod(server, hyperpod, monkeypatch):
+    """hyperpod.py with the server as its AWS, and the clients of the commands before."""
+    monkeypatch.setattr(aws_module, "Aws", shared_aws)
 
     def on_server(command, *arguments, code=0):
         return hyperpod(command, "--endpoint_url", server.address, *arguments, code=code)

@@ -333,7 +333,7 @@ TAG = st.text("aZé09 _.:/=+-@", min_size=1, max_size=20)
 def good_changes(draw):
     """A good value for every field of cluster.yaml, as `planted` takes them."""
     region = draw(st.sampled_from(["us-west-2", "eu-central-1", "ap-northeast-1"]))
-    name = draw(st.from_regex("[a-z0-9](-?[a-z0-9]){0,12}", fullmatch=True))
+    name = draw(st.text("abc019", min_size=1, max_size=25))
     bucket = f"s3://sagemaker-{name}-123456789012-{region}"
     fields = {
         "name": st.just(name),
@@ -357,7 +357,7 @@ def good_changes(draw):
     return {field: draw(values) for field, values in fields.items()}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(good_changes(), st.none() | st.tuples(st.sampled_from(FIELDS), ANYTHING))
 def test_what_is_accepted_renders_a_request_that_hyperpod_takes(tmp_path_factory, changes, wild):
     """Good values are accepted; with anything at all in one of the fields, the file is refused or fine."""

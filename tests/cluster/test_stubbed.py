@@ -22,20 +22,27 @@ NOW = datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.timezone.utc)
 EVENT = "00000000-0000-0000-0000-000000000001"
 
 
+@pytest.fixture(scope="module")
+def clients():
+    """Made once for all tests: a client reads its service's model, which takes longer than a test."""
+    session = boto3.Session("testing", "testing", region_name="us-west-2")
+    services = ("sagemaker", "cloudformation", "ec2", "service-quotas")
+    return {service: session.client(service) for service in services}
+
+
 @pytest.fixture
-def aws(monkeypatch):
+def aws(monkeypatch, clients):
     """An Aws whose clients answer only what a test has queued, and whose waits take no time."""
     monkeypatch.setattr(aws_module, "POLL_SECONDS", 0)
     connection = Aws("us-west-2")
-    session = boto3.Session("testing", "testing", region_name="us-west-2")
-    stubs = {}
-    for service in ("sagemaker", "cloudformation", "ec2", "service-quotas"):
-        connection._clients[service] = session.client(service)
-        stubs[service] = Stubber(connection._clients[service])
-        stubs[service].activate()
-    connection.stubs = stubs
+    connection._clients = clients
+    connection.stubs = {service: Stubber(client) for service, client in clients.items()}
+    for stub in connection.stubs.values():
+        stub.activate()
     yield connection
-    for stub in stubs.values():
+    for stub in connection.stubs.values():
+        stub.deactivate()
+    for stub in connection.stubs.values():
         stub.assert_no_pending_responses()
 
 
