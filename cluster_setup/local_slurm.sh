@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# A real Slurm on this one machine, to learn on and to test with: virtual nodes, sbatch, requeue and all.
+# A real Slurm on this machine, to learn and to test with: virtual nodes, sbatch, requeue.
 #
 #   bash cluster_setup/local_slurm.sh start [--nodes 3] [--dir FOLDER]
 #   bash cluster_setup/local_slurm.sh status [--dir FOLDER]
 #   bash cluster_setup/local_slurm.sh stop [--dir FOLDER]
 #
-# `start` prints the line `export SLURM_CONF=...` that points sbatch, squeue and the rest to it. All of it
-# lives in FOLDER (default /tmp/local_slurm_$USER), listens on 127.0.0.1 alone, touches nothing in /etc and
-# needs root only to install Debian's packages where they are missing.
+# `start` prints the line `export SLURM_CONF=...` that points sbatch, squeue and the rest to it. All its files
+# are in FOLDER (default /tmp/local_slurm_$USER). It listens only on 127.0.0.1, changes nothing in /etc, and needs
+# root only to install Debian's packages if they are missing. `stop` ends all jobs and leaves nothing running.
 set -euo pipefail
 
 refuse() { echo "local_slurm.sh: error: $*" >&2; exit 1; }
-say() { echo "$*" >&2; } # stdout is for the export line alone
+say() { echo "$*" >&2; } # stdout is only for the export line
 
 install_slurm() {
   local missing=()
@@ -53,7 +53,7 @@ SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge
 CredType=cred/munge
-# A requeued job waits until its old credentials have expired: 120 s by default, too long to watch.
+# A requeued job waits until its old credentials have expired, by default 120 s.
 AuthInfo=socket=$dir/munge.socket,cred_expire=10
 StateSaveLocation=$dir/state
 SlurmctldPidFile=$dir/slurmctld.pid
@@ -87,20 +87,20 @@ is_running() {
   pid="$(cat "$dir/slurmctld.pid" 2>/dev/null)" && grep -qsF "$dir" "/proc/$pid/cmdline"
 }
 
-is_ours() { grep -qsxF "$mark" "$SLURM_CONF"; } # what we made, we may remove
+is_ours() { grep -qsxF "$mark" "$SLURM_CONF"; } # only then may the folder be removed
 
 start() {
   [[ $nodes =~ ^[1-9][0-9]?$ ]] || refuse "--nodes $nodes: must be a number from 1 to 99"
   if is_running; then refuse "$dir: already started; stop it with: $again stop --dir $dir"; fi
-  [ ! -e "$dir" ] || is_ours || refuse "$dir: holds something else; choose another folder with --dir"
+  [ ! -e "$dir" ] || is_ours || refuse "$dir: has other content; choose another folder with --dir"
   install_slurm
   rm -rf "$dir"
   mkdir -p "$dir/state"
   chmod 755 "$dir"
   write_configuration
   (umask 077 && head -c 1024 /dev/urandom >"$dir/munge.key")
-  trap kill_all EXIT # until all is up
-  # --force: munged refuses a folder that other users cannot enter; ours is for this user alone.
+  trap kill_all EXIT # until everything runs
+  # --force: munged refuses a folder that other users cannot enter; ours is only for this user.
   munged --force --key-file="$dir/munge.key" --socket="$dir/munge.socket" --pid-file="$dir/munged.pid" \
     --log-file="$dir/munged.log" --seed-file="$dir/munge.seed" --num-threads=2 >&2 2>&1
   slurmctld -f "$SLURM_CONF"
@@ -111,7 +111,7 @@ start() {
   done
   local deadline=$((SECONDS + 30))
   until [ "$(sinfo --noheader --format=%D --states=idle 2>/dev/null)" = "$nodes" ]; do
-    [ "$SECONDS" -lt "$deadline" ] || refuse "$dir: the nodes did not come up; see $dir/*.log"
+    [ "$SECONDS" -lt "$deadline" ] || refuse "$dir: the nodes did not start; see $dir/*.log"
     sleep 0.2
   done
   trap - EXIT
@@ -126,7 +126,7 @@ status() {
   echo "export SLURM_CONF=$SLURM_CONF"
 }
 
-# Jobs have ten seconds to save and end by themselves. Then all of it is killed.
+# Jobs have ten seconds to save and end. Then everything is killed.
 stop() {
   is_ours || refuse "$dir: no local Slurm there"
   local deadline=$((SECONDS + 10))
@@ -195,8 +195,8 @@ while [ $# -gt 0 ]; do
   shift 2
 done
 export SLURM_CONF="$dir/slurm.conf"
-export PATH="$PATH:/usr/sbin:/sbin" # where Debian keeps the daemons, and users' shells do not look
+export PATH="$PATH:/usr/sbin:/sbin" # where Debian keeps the daemons
 case "$action" in
   start | status | stop) "$action" ;;
-  *) refuse "say what to do: start [--nodes 3], status or stop" ;;
+  *) refuse "usage: local_slurm.sh start|status|stop [--nodes 3] [--dir FOLDER]" ;;
 esac

@@ -30,7 +30,7 @@ _FIELD_OF = [
 def read_config(path: Path) -> ClusterConfig:
     """The configuration in `path`, its names and types checked.
 
-    Enough to look at a cluster or remove it, which must not wait for a mistake elsewhere to be mended.
+    Enough to look at a cluster or remove it: other mistakes in the file must not prevent that.
     Raises `UserError` listing every mistake, one a line.
     """
     config, problems = load_config(path)
@@ -63,9 +63,9 @@ def checked_request(config: ClusterConfig, stack: StackOutputs) -> dict[str, Any
 
 
 def preflight(aws: Aws, config: ClusterConfig) -> None:
-    """Raise `UserError` where the zone lacks an instance type or a quota is too low for this cluster.
+    """Raise `UserError` if the zone lacks an instance type or a quota is too low for this cluster.
 
-    A question AWS does not answer, for want of a permission, is reported and does not stop the creation.
+    If AWS refuses to answer, because a permission is missing, that is printed and creation continues.
     """
     count = instance_counts(config)
     problems = []

@@ -13,7 +13,7 @@ DELETE_MINUTES = 60
 LATEST_EVENTS = 5
 _HOPELESS = {
     "Failed": "remove it with `hyperpod.py delete --keep_stack`, then create it again",
-    "RollingBack": "wait until AWS has returned it to what it was, then run the same command again",
+    "RollingBack": "wait until AWS has restored its previous state, then run the same command again",
     "Deleting": "wait until it is gone, then run the same command again",
 }
 
@@ -25,17 +25,25 @@ def find_cluster(aws: Aws, name: str) -> dict[str, Any] | None:
     return aws.client("sagemaker").describe_cluster(ClusterName=name) if name in names else None
 
 
+def existing_cluster(aws: Aws, name: str) -> dict[str, Any]:
+    """DescribeCluster's answer; raises `UserError` if there is no such cluster."""
+    cluster = find_cluster(aws, name)
+    if cluster is None:
+        raise UserError(f"no cluster {name} in {aws.region}; create it with: hyperpod.py create")
+    return cluster
+
+
 def list_nodes(aws: Aws, name: str) -> list[dict[str, Any]]:
-    """Every node of the cluster, by group and age."""
+    """Every node of the cluster, sorted by group and age."""
     pages = aws.client("sagemaker").get_paginator("list_cluster_nodes").paginate(ClusterName=name)
     nodes = [node for page in pages for node in page["ClusterNodeSummaries"]]
     return sorted(nodes, key=lambda node: (node["InstanceGroupName"], str(node.get("LaunchTime"))))
 
 
 def ensure_cluster(aws: Aws, request: dict[str, Any]) -> None:
-    """Create the cluster, or go on with the one that is there, and wait until all its nodes run.
+    """Create the cluster, or resume with the existing one, and wait until all its nodes run.
 
-    Raises `UserError` where it failed, with AWS's reasons, or where it differs from `request`.
+    Raises `UserError` if it failed, with AWS's reasons, or if it differs from `request`.
     """
     name = request["ClusterName"]
     cluster = find_cluster(aws, name)
@@ -43,10 +51,10 @@ def ensure_cluster(aws: Aws, request: dict[str, Any]) -> None:
         wait_deleted(aws, name)
         cluster = None
     if cluster:
-        print(f"cluster {name} is there: {cluster['ClusterStatus']}")
+        print(f"cluster {name} exists: {cluster['ClusterStatus']}")
         _check_same_groups(cluster, request)
     else:
-        print(f"creating cluster {name} (15 to 30 minutes, more where capacity is short)")
+        print(f"creating cluster {name} (15 to 30 minutes, longer if capacity is short)")
         try:
             aws.client("sagemaker").create_cluster(**request)
         except ClientError as error:
@@ -57,10 +65,7 @@ def ensure_cluster(aws: Aws, request: dict[str, Any]) -> None:
 
 def change_workers(aws: Aws, name: str, count: int, dry_run: bool) -> None:
     """Set the number of workers. Everything else about the group is sent as AWS describes it."""
-    cluster = find_cluster(aws, name)
-    if cluster is None:
-        raise UserError(f"no cluster {name} in {aws.region}; make it with: hyperpod.py create")
-    group = _group(cluster, "workers")
+    group = _group(existing_cluster(aws, name), "workers")
     current = group["TargetCount"]
     if current == count:
         print(f"cluster {name} already has {count} workers")
@@ -122,7 +127,7 @@ def _observe_running(aws: Aws, name: str, workers: int | None = None) -> tuple[s
     """The cluster's state in a line, and whether it is in service with all nodes (`workers` of them)."""
     cluster = find_cluster(aws, name)
     if cluster is None:
-        raise UserError(f"cluster {name}: gone while waiting for it; create it with: hyperpod.py create")
+        raise UserError(f"cluster {name}: deleted while waiting for it; create it with: hyperpod.py create")
     status = cluster["ClusterStatus"]
     reasons = failure_lines(aws, cluster)
     if status in _HOPELESS:
@@ -132,8 +137,8 @@ def _observe_running(aws: Aws, name: str, workers: int | None = None) -> tuple[s
     target = {g["InstanceGroupName"]: g["TargetCount"] for g in cluster["InstanceGroups"]}
     done = status == "InService" and count == target and workers in (None, count.get("workers"))
     nodes = ", ".join(f"{group} {count[group]}/{target[group]}" for group in count)
-    trouble = f"; latest trouble: {reasons[0]}" if reasons and not done else ""
-    return f"cluster {name}: {status}; nodes: {nodes}{trouble}", done
+    problem = f"; latest problem: {reasons[0]}" if reasons and not done else ""
+    return f"cluster {name}: {status}; nodes: {nodes}{problem}", done
 
 
 def _observe_deletion(aws: Aws, name: str) -> tuple[str, bool]:
@@ -142,7 +147,7 @@ def _observe_deletion(aws: Aws, name: str) -> tuple[str, bool]:
         return f"cluster {name}: gone", True
     if cluster["ClusterStatus"] == "Failed":
         reasons = "; ".join(failure_lines(aws, cluster))
-        raise UserError(f"cluster {name}: could not be deleted and may go on billing: {reasons}")
+        raise UserError(f"cluster {name}: could not be deleted and may still bill: {reasons}")
     return f"cluster {name}: {cluster['ClusterStatus']}", False
 
 
@@ -174,7 +179,7 @@ def _error_events(aws: Aws, name: str) -> list[str]:
         events = sagemaker.list_cluster_events(ClusterName=name, **newest)["Events"]
         errors = [event for event in events if event.get("EventLevel") == "Error"]
         return [_event_line(sagemaker, name, event) for event in errors[:LATEST_EVENTS]]
-    except ClientError as error:  # reasons are a help; the want of them must not end the wait
+    except ClientError as error:  # the wait must not end because the reasons cannot be read
         return [f"cannot read the cluster's events: {error.response['Error']['Code']}"]
 
 
@@ -188,11 +193,8 @@ def _event_line(sagemaker: Any, name: str, event: dict[str, Any]) -> str:
 
 
 def _failed_nodes(aws: Aws, name: str) -> list[str]:
-    sagemaker = aws.client("sagemaker")
-    pages = sagemaker.get_paginator("list_cluster_nodes").paginate(ClusterName=name)
     return [
         f"node {node['InstanceId']} of {node['InstanceGroupName']}: {node['InstanceStatus']['Message']}"
-        for page in pages
-        for node in page["ClusterNodeSummaries"]
+        for node in list_nodes(aws, name)
         if node["InstanceStatus"]["Status"] == "Failure" and node["InstanceStatus"].get("Message")
     ]

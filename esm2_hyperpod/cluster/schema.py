@@ -1,7 +1,7 @@
 """Check a request against botocore's model of the service: names, types, enums, patterns and limits.
 
-botocore's own validator checks names, types and minimum lengths before it sends a request, and leaves
-enums, patterns and maxima to the service, which answers only once it is called.
+Before it sends a request, botocore itself checks only names, types and minimum lengths. It leaves enums,
+patterns and maxima to the service.
 """
 
 import difflib
@@ -78,7 +78,7 @@ def _check_list(shape: Shape, value: Any, path: str, problems: list[str]) -> Non
 def _check_scalar(shape: Shape, value: Any, path: str, problems: list[str]) -> None:
     expected = _PYTHON_TYPES[shape.type_name]
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
-        problems.append(problem(path, value, f"must be a {shape.type_name}", "correct its type"))
+        problems.append(problem(path, value, f"must be of type {shape.type_name}", "correct its type"))
         return
     if shape.type_name != "string":
         _check_limits(shape, value, value, path, "", problems)
@@ -92,7 +92,7 @@ def _check_scalar(shape: Shape, value: Any, path: str, problems: list[str]) -> N
     _check_limits(shape, len(value), value, path, "characters", problems)
     pattern = shape.metadata.get("pattern")
     if pattern and not re.fullmatch(_as_python(pattern), value):
-        problems.append(problem(path, value, "has characters or a form not accepted", f"match {pattern}"))
+        problems.append(problem(path, value, "has a form that is not accepted", f"match {pattern}"))
 
 
 def _check_limits(shape: Shape, size: float, value: Any, path: str, unit: str, problems: list[str]) -> None:

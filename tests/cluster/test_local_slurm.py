@@ -109,7 +109,7 @@ def test_status_and_second_start(slurm):
         (["start", "--nodes", "0"], "--nodes 0"),
         (["start", "--nodes"], "--nodes: a value is missing"),
         (["start", "--hosts", "3"], "unknown option --hosts"),
-        (["begin"], "say what to do"),
+        (["begin"], "usage: local_slurm.sh"),
         (["status"], "no local Slurm runs there"),
         (["stop"], "no local Slurm there"),
     ],

@@ -147,7 +147,7 @@ def test_create_goes_on_where_it_was_interrupted_and_twice_is_once(aws_with_clus
     cloudformation = cluster_moto.client("cloudformation", aws_with_cluster)
     (stack,) = cloudformation.describe_stacks()["Stacks"]
     again = hyperpod("create", "--yes").out
-    assert "cluster esm2 is there" in again and "making stack" not in again
+    assert "cluster esm2 exists" in again and "making stack" not in again
 
     cluster_moto.client("sagemaker", aws_with_cluster).delete_cluster(ClusterName="esm2")
     bucket, key = "sagemaker-esm2-123456789012-us-west-2", "lifecycle/provisioning_parameters.json"
@@ -157,23 +157,23 @@ def test_create_goes_on_where_it_was_interrupted_and_twice_is_once(aws_with_clus
 
     cluster_moto.client("s3", aws_with_cluster).delete_object(Bucket=bucket, Key=key)
     output = hyperpod("create", "--yes").out
-    assert "stack esm2-hyperpod is there" in output and "creating cluster esm2" in output
+    assert "stack esm2-hyperpod exists" in output and "creating cluster esm2" in output
     (same,) = cloudformation.describe_stacks()["Stacks"]
     assert stack["StackId"] == same["StackId"] and clusters(aws_with_cluster) == ["esm2"]
 
 
 def test_nothing_is_made_without_a_yes_nor_in_a_dry_run(aws, hyperpod):
-    assert "add --yes to go on" in hyperpod("create", code=1).error
+    assert "add --yes to continue" in hyperpod("create", code=1).error
     assert "cluster esm2: would be made" in hyperpod("create", "--dry_run").out
     assert "does not exist" in hyperpod("status").out and "nothing bills" in hyperpod("status").out
     assert clusters(aws) == [] and stacks(aws) == []
 
 
 def test_nothing_is_removed_or_changed_without_a_yes_nor_in_a_dry_run(aws_with_cluster, hyperpod):
-    assert "add --yes to go on" in hyperpod("delete", code=1).error
+    assert "add --yes to continue" in hyperpod("delete", code=1).error
     assert "would remove all of it" in hyperpod("delete", "--dry_run").out
     assert "would change cluster esm2 from 2 to 3" in hyperpod("scale", "--count", "3", "--dry_run").out
-    assert "is there, would be kept" in hyperpod("create", "--dry_run").out
+    assert "exists, would be kept" in hyperpod("create", "--dry_run").out
     assert clusters(aws_with_cluster) == ["esm2"] and stacks(aws_with_cluster) == ["esm2-hyperpod"]
 
 

@@ -257,7 +257,7 @@ def test_a_stack_that_will_not_go_says_why_and_that_it_bills(aws):
         "ResourceStatusReason": "has dependencies",
     }  # fmt: skip
     stub.add_response("describe_stack_events", {"StackEvents": [event]})
-    with pytest.raises(UserError, match="goes on billing: Vpc: has dependencies"):
+    with pytest.raises(UserError, match="still bills: Vpc: has dependencies"):
         stack.delete_stack(aws, "esm2-hyperpod")
 
 
