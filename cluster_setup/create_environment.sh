@@ -53,12 +53,13 @@ verify() {
     [ -x "$python" ] || fail "no environment at $VENV; make it with: bash cluster_setup/create_environment.sh"
     scratch="$(mktemp -d)"
     trap 'rm -rf "$scratch"' EXIT # not a local, which would be gone by then
-    "$python" -c 'import accelerate, bitsandbytes, datasets, evaluate, peft, torch, transformers' ||
+    local device
+    device="$("$python" -c 'import accelerate, bitsandbytes, datasets, evaluate, peft, torch, transformers
+print(torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")' | tail -n 1)" ||
         fail "$(hostname): the packages in $VENV cannot be imported; delete $VENV and run this again"
-    if command -v nvidia-smi > /dev/null && nvidia-smi --list-gpus > /dev/null 2>&1; then
-        "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
-            fail "$(hostname): PyTorch cannot use the GPU: compare the driver in nvidia-smi" \
-                "with what this PyTorch needs (python -c 'import torch; print(torch.version.cuda)')"
+    if [ "$device" = CPU ] && command -v nvidia-smi > /dev/null && nvidia-smi --list-gpus > /dev/null 2>&1; then
+        fail "$(hostname): PyTorch cannot use the GPU: compare the driver in nvidia-smi" \
+            "with what this PyTorch needs (python -c 'import torch; print(torch.version.cuda)')"
     fi
     if ! (
         cd "$ROOT"
@@ -72,8 +73,7 @@ verify() {
         tail -n 20 "$scratch/log" >&2
         fail "$(hostname): the packages can be imported, but two training steps failed; see the log above"
     fi
-    echo "$(hostname): two training steps on" \
-        "$("$python" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")')"
+    echo "$(hostname): two training steps on $device"
 }
 
 # The controller has no GPU, so with Slurm the check runs on a worker.

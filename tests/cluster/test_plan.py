@@ -199,7 +199,7 @@ def test_plan_sums_the_prices_it_is_given(tmp_path, hyperpod):
         ({"region": "eu-west-1"}, "the prices are for eu-west-1"),
         ({"usd": {"ml.g5.24xlarge": "10 USD"}}, "is not a price"),
         ({"usd": {"ml.g5.24xlarge": -1}}, "is not a price"),
-        ({"usd": None}, "needs the fields"),
+        ({"usd": None}, "must have the fields"),
     ],
 )
 def test_prices_that_cannot_be_trusted_are_refused(tmp_path, changes, message):
