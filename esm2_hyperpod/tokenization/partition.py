@@ -6,9 +6,10 @@ no token for (J, an inner `*`, digits, ...) becomes `<unk>`. All of it is counte
 """
 
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,32 +38,18 @@ class Cleaning:
     max_length: int = 1024
     min_length: int = 1
 
-    def described(self) -> dict:
-        """For the manifest."""
-        return asdict(self)
 
-
-class HashingReader:
-    """A file that pyarrow reads while its SHA-256 is taken on the way."""
+class _HashedFile(io.FileIO):
+    """A file whose SHA-256 is taken while it is read."""
 
     def __init__(self, path: Path):
-        self._file = open(path, "rb")  # noqa: SIM115, closed by `close`
+        super().__init__(path)
         self.digest = hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes."""
-        content = self._file.read(size)
+        content = super().read(size)
         self.digest.update(content)
         return content
-
-    @property
-    def closed(self) -> bool:
-        """As of any file."""
-        return self._file.closed
-
-    def close(self) -> None:
-        """As of any file."""
-        self._file.close()
 
 
 def read_partition(path: Path, longest: int, sha256: str) -> Iterator[tuple[pa.Array, pa.Array]]:
@@ -71,7 +58,7 @@ def read_partition(path: Path, longest: int, sha256: str) -> Iterator[tuple[pa.A
     `longest` is the most residues a row may hold, `sha256` what the manifest says of the file. Raises
     `UserError` if it is no such CSV, or at its end if it is not the file that the manifest describes.
     """
-    reader = HashingReader(path)
+    reader = _HashedFile(path)
     try:
         batches = csv.open_csv(
             reader,
@@ -93,7 +80,7 @@ def read_partition(path: Path, longest: int, sha256: str) -> Iterator[tuple[pa.A
         reader.close()
     if reader.digest.hexdigest() != sha256:
         raise UserError(
-            f"{path}: is not the file that the manifest beside it describes (changed or damaged since); "
+            f"{path}: is not the file that the manifest beside it describes (it has changed, or is corrupt); "
             "make it again: 0.download_data.py --overwrite"
         )
 

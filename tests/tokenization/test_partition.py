@@ -108,7 +108,7 @@ def test_fractions_above_one_are_refused():
 def test_splits_have_the_sizes_asked_for():
     import numpy as np
 
-    from esm2_hyperpod.hashing import hash_ids
+    from esm2_hyperpod.arrow import hash_ids
 
     hashes = hash_ids(pa.array([f"UniRef50_{index}" for index in range(100_000)]), seed=3)
     counts = np.bincount(split_of(hashes, Fractions(0.5, 0.2, 0.1)), minlength=4)
