@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from esm2_hyperpod.arrow import binary_array, offsets_of, values_of
+from esm2_hyperpod.arrow import binary_array, number_array, offsets_of, values_of
 from esm2_hyperpod.artifacts import sync_files
 from esm2_hyperpod.hashing import key64, mix64
 
@@ -124,7 +124,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _deal(batch: pa.Array, target: np.ndarray, partitions: list[Partition]) -> None:
-    dealt = batch.take(pa.array(np.argsort(target, kind="stable")))
+    dealt = batch.take(number_array(np.argsort(target, kind="stable")))
     counts = np.bincount(target, minlength=len(partitions))
     values, offsets = values_of(dealt), offsets_of(dealt)
     ends = np.concatenate(([0], np.cumsum(counts)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from esm2_hyperpod.arrow import offsets_of, values_of
+from esm2_hyperpod.arrow import number_array, offsets_of, values_of
 from esm2_hyperpod.artifacts import content_digest, file_digest, sync_files, write_json_atomically
 
 FEATURES = {
@@ -81,7 +81,7 @@ def as_lists(tokens: pa.Array) -> pa.Array:
         SCHEMA.field("input_ids").type,
         len(tokens),
         [None, pa.py_buffer(offsets - offsets[0])],
-        children=[pa.array(values_of(tokens))],
+        children=[number_array(values_of(tokens))],
     )
 
 

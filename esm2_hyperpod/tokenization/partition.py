@@ -18,12 +18,21 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from esm2_hyperpod.alphabet import BYTE_TO_TOKEN, CLS, EOS, TOKENS, UNK
-from esm2_hyperpod.arrow import as_type, binary_array, offsets_of, values_of
+from esm2_hyperpod.arrow import (
+    as_type,
+    binary_array,
+    binary_scalar,
+    lengths_of,
+    number_array,
+    offsets_of,
+    values_of,
+)
 from esm2_hyperpod.errors import UserError
 
 LONG_SEQUENCES = ("keep", "truncate", "chunk")
 _CSV_BLOCK_BYTES = 4 << 20
-_TABLE = pa.array(BYTE_TO_TOKEN)
+_TABLE = number_array(BYTE_TO_TOKEN)
+_START, _END, _NOTHING = map(binary_scalar, (bytes([CLS]), bytes([EOS]), b""))
 _STOP = ord("*")
 
 
@@ -96,9 +105,8 @@ def without_end_stops(sequences: pa.Array) -> pa.Array:
 def tokens_of(sequences: pa.Array) -> pa.Array:
     """binary[n]: `<cls>`, a token id a residue, `<eos>`, one byte each."""
     offsets = offsets_of(sequences)
-    body = binary_array(_TABLE.take(pa.array(values_of(sequences))).buffers()[1], offsets - offsets[0])
-    start, end = (pa.scalar(bytes([token]), pa.binary()) for token in (CLS, EOS))
-    return pc.binary_join_element_wise(start, body, end, pa.scalar(b"", pa.binary()))
+    body = binary_array(_TABLE.take(number_array(values_of(sequences))).buffers()[1], offsets - offsets[0])
+    return pc.binary_join_element_wise(_START, body, _END, _NOTHING)
 
 
 def balanced_chunks(
@@ -110,7 +118,7 @@ def balanced_chunks(
     residues they hold, counted from 1. Returns ids, tokens and int64[rows], the row each came from.
     """
     bounds = offsets_of(tokens)
-    sizes = np.diff(bounds).astype(np.int64)
+    sizes = lengths_of(tokens)
     pieces = -(-sizes // max_length)
     source = np.repeat(np.arange(len(sizes)), pieces)
     piece = np.arange(len(source)) - np.repeat(np.cumsum(pieces) - pieces, pieces)

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from esm2_hyperpod.arrow import hash_ids, values_of
+from esm2_hyperpod.arrow import hash_ids, lengths_of, number_array, values_of
 from esm2_hyperpod.artifacts import file_digest
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.tokenization.dataset import ShardWriter
@@ -181,7 +181,7 @@ def _cleaned(
 ) -> tuple[pa.Array, pa.Array, np.ndarray]:
     """ids, sequences and int64 lengths (before truncation) of the records that stay; counts into `note`."""
     sequences = without_end_stops(raw)
-    lengths = pc.binary_length(sequences).to_numpy(zero_copy_only=False).astype(np.int64)
+    lengths = lengths_of(sequences)
     long_enough = lengths >= cleaning.min_length
     if not long_enough.all():
         note["too_short"] += int((~long_enough).sum())
@@ -215,7 +215,7 @@ class _SplitPart:
         """Add the records at the positions `chosen`."""
         if not len(chosen):
             return
-        at = pa.array(chosen)
+        at = number_array(chosen)
         ids, sequences = ids.take(at), sequences.take(at)
         self.proteins += len(chosen)
         self.bytes_seen += byte_counts(sequences)
