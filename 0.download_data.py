@@ -185,7 +185,7 @@ def open_source(arguments: argparse.Namespace) -> sources.Source:
 
 def space_needed(source: sources.Source, arguments: argparse.Namespace) -> float:
     """Bytes that the output folder must have room for, at most."""
-    rows = source.size * (GZIP_RATIO if source.compressed else 1)
+    rows = source.size * (GZIP_RATIO if source.name.endswith(".gz") else 1)
     copies = 2 if arguments.max_records_per_partition else 1  # all rows wait on disk until they are counted
     return copies * rows + (source.size if arguments.keep_fasta else 0)
 

@@ -30,11 +30,6 @@ class Source:
     size: int | None
     chunks: Iterator[bytes]
 
-    @property
-    def compressed(self) -> bool:
-        """Whether its name says that it is gzip (the bytes decide how it is read)."""
-        return self.name.endswith(".gz")
-
 
 def is_remote(source: str) -> bool:
     """Whether `source` is an address on a network."""
@@ -105,6 +100,7 @@ def decompressed(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
     if not first.startswith(_GZIP_MAGIC):
         yield from chunks
         return
+    # Not `isal.igzip_threaded` (1.9.1): where bytes come slowly, it can end before the last block, silently.
     inflater, offset = _inflater(), 0
     for chunk in chunks:
         offset += len(chunk)

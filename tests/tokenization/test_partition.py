@@ -3,6 +3,7 @@
 import gzip
 import itertools
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.proteins import RESIDUES
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esm2_hyperpod.alphabet import TOKENS, build_tokenizer
+from esm2_hyperpod.arrow import hash_ids
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.tokenization.dataset import as_lists
 from esm2_hyperpod.tokenization.partition import (
@@ -106,10 +108,6 @@ def test_fractions_above_one_are_refused():
 
 
 def test_splits_have_the_sizes_asked_for():
-    import numpy as np
-
-    from esm2_hyperpod.arrow import hash_ids
-
     hashes = hash_ids(pa.array([f"UniRef50_{index}" for index in range(100_000)]), seed=3)
     counts = np.bincount(split_of(hashes, Fractions(0.5, 0.2, 0.1)), minlength=4)
     for count, share in zip(counts, (0.5, 0.2, 0.1, 0.2)):
