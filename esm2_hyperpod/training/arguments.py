@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,12 +18,18 @@ def option(default, help, choices=None):
 
 
 def parse(arguments: type) -> "RunArguments":
-    """The dataclass filled from `sys.argv`. Raises `UserError` for a flag that it does not have."""
+    """The dataclass filled from `sys.argv`. Raises `UserError` for a flag that it lacks or refuses."""
     script = Path(sys.argv[0]).name
     usage = f"python {script} FLAGS   (python {script} --help lists them)"
     parser = HfArgumentParser(arguments, usage=usage, allow_abbrev=False)  # --learning_rat is a mistake
+    refused = arguments.refused()
+    for word in sys.argv[1:]:
+        name = word.split("=")[0].lstrip("-").replace("-", "_")
+        if word.startswith("--") and name.removeprefix("no_") in refused:
+            instead = arguments.USE_INSTEAD.get(name, "what --help lists")
+            raise UserError(f"--{name} has no meaning here: use {instead}")
     for action in parser._actions:  # argparse has no public way to hide a flag that it has been given
-        if action.dest in arguments.refused():
+        if action.dest in refused:
             action.help = argparse.SUPPRESS
     filled, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     if unknown:
@@ -47,7 +53,7 @@ class RunArguments(TrainingArguments):
         "activation_checkpointing activation_checkpointing_kwargs torch_compile torch_compile_backend "
         "torch_compile_mode torch_empty_cache_steps log_level log_level_replica report_to run_name project "
         "logging_steps save_total_limit dataloader_num_workers use_cpu "
-        "ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout"
+        "ddp_bucket_cap_mb ddp_timeout"
     )
     USE_INSTEAD: ClassVar[dict[str, str]] = {
         "fp16": "--precision",
@@ -68,16 +74,13 @@ class RunArguments(TrainingArguments):
     logging_steps: float = option(10, "Steps between logs.")
 
     def __post_init__(self):
-        for name in self.refused():
-            if self.was_given(name):
-                instead = self.USE_INSTEAD.get(name, "what --help lists")
-                raise UserError(f"--{name} has no meaning here: use {instead}")
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         has_bf16 = not self.use_cpu and torch.cuda.is_bf16_supported(including_emulation=False)
         self.bf16 = self.precision == "bf16" or (self.precision != "fp32" and has_bf16)
         self.ignore_data_skip = True  # our samplers start at the right step by themselves
         self.logging_nan_inf_filter = False  # checked where losses are shared; this one waits for the GPU
         self.ddp_find_unused_parameters = False  # all are used; looking for them costs a pass over the graph
+        self.ddp_broadcast_buffers = False  # the only ones, rotary frequencies, never change
         self.settle()
         super().__post_init__()
 
@@ -94,9 +97,7 @@ class RunArguments(TrainingArguments):
 
     def was_given(self, name: str) -> bool:
         """Whether a flag has another value than its default."""
-        field = type(self).__dataclass_fields__[name]
-        default = field.default if field.default_factory is MISSING else field.default_factory()
-        return getattr(self, name) != default
+        return getattr(self, name) != type(self).__dataclass_fields__[name].default
 
     def identity(self) -> dict:
         """The options that make this run this run, with their values."""
