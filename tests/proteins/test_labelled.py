@@ -148,8 +148,8 @@ def test_a_vector_of_zeros_and_ones_is_not_taken_for_labels(tmp_path):
         ("a.csv", b"id,sequence,label\n1,\xff\xfe,X\n", "not UTF-8"),
         ("a.fasta", b"MKV\n", "must begin with '>'"),
         ("a.fasta", b"", "holds no FASTA record"),
-        ("a.fasta.gz", gzip.compress(b">a X\nMKV\n" * 500)[:-20], "damaged or cut short"),
-        ("a.parquet", b"PAR1", "not a whole Parquet file"),
+        ("a.fasta.gz", gzip.compress(b">a X\nMKV\n" * 500)[:-20], "corrupt or incomplete"),
+        ("a.parquet", b"PAR1", "not a complete Parquet file"),
         ("a.xlsx", b"", "read from .fasta, .csv or .parquet"),
     ],
 )
