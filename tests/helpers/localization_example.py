@@ -10,7 +10,8 @@ from transformers import EsmForMaskedLM
 
 from esm2_hyperpod.alphabet import build_tokenizer
 from esm2_hyperpod.esm.model import build_config
-from esm2_hyperpod.localization.model import Lora, Settings, build
+from esm2_hyperpod.localization.model import build
+from esm2_hyperpod.localization.settings import Lora, Settings
 
 CPU = torch.device("cpu")
 LORA = Lora(rank=4, alpha=8, dropout=0.0, targets="all")
@@ -37,6 +38,12 @@ def settings_of(base: Path, **changes) -> Settings:
 def untuned(settings: Settings) -> torch.nn.Module:
     """The model that fine-tuning with these settings starts from, in fp32."""
     return build(settings, LORA, CPU, bf16=False)
+
+
+def save(model: torch.nn.Module, settings: Settings, folder: Path) -> None:
+    """A tuned model as far as loading needs it."""
+    model.save_pretrained(folder)
+    settings.save(folder)
 
 
 def write_labelled(path: Path, seed: int = 0) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from helpers.commands import ROOT
-from helpers.localization_example import settings_of, untuned, write_fasta, write_labelled
+from helpers.localization_example import save, settings_of, untuned, write_fasta, write_labelled
 
 from esm2_hyperpod.errors import UserError
 
@@ -72,8 +72,7 @@ def test_refusals(case, script, base, tmp_path, monkeypatch):
 @pytest.mark.parametrize("flag", ["--tuning full", "--pooling cls", "--lora_rank 4"])
 def test_what_an_adapter_fixes_cannot_be_asked_otherwise(flag, script, base, tmp_path, monkeypatch):
     settings = settings_of(base, pooling="attention")
-    settings.save(tmp_path)
-    untuned(settings).save_pretrained(tmp_path)
+    save(untuned(settings), settings, tmp_path)
     words = f"x --output_dir {tmp_path / 'out'} --model_name_or_path {tmp_path} --train_file t.csv {flag}"
     monkeypatch.setattr(sys, "argv", words.split())
     with pytest.raises(UserError, match=f"{flag}: .* is continued as it is"):
