@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole workflow on one machine: data, DDP and FSDP pretraining, QLoRA fine-tuning. No cluster, GPU or
-# dataset needed. Run again, it goes on where it was and does not redo what is finished.
+# dataset needed. Run it again after an interruption: it resumes, and does not repeat what is finished.
 #
 #   bash quickstart.sh                                             synthetic proteins, a tiny model
 #   bash quickstart.sh --source my.fasta.gz --labels my_labels.csv --model_size 8M

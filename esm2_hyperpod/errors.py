@@ -17,7 +17,7 @@ class UserError(ValueError):
 
 
 def run_script(main: Callable[[], int | None]) -> None:
-    """Run a script's `main`, turning what a user can mend into one line on stderr and exit code 1.
+    """Run a script's `main`, turning what a user can fix into one line on stderr and exit code 1.
 
     `UserError` and the operating system's refusals (disk full, no permission, no such file) become
     one line; anything else is a defect of ours and keeps its traceback. Ctrl-C exits with 130.

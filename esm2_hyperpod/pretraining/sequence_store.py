@@ -19,7 +19,7 @@ class SequenceStore:
         dataset = datasets.load_from_disk(str(folder))
         if "input_ids" not in dataset.column_names:
             raise UserError(f"{folder}: no column input_ids; make it with: python 1.tokenize_uniref_csv.py")
-        if dataset._indices is not None:
+        if dataset._indices is not None:  # datasets 5.2 has no public name for it
             dataset = dataset.flatten_indices()
         chunks = [chunk for chunk in dataset.data.column("input_ids").chunks if len(chunk)]
         self._offsets = [chunk.offsets.to_numpy() for chunk in chunks]

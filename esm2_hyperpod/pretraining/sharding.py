@@ -17,7 +17,8 @@ def enable_fsdp_on_cpu() -> None:
 
     accelerate 1.15 reads the FSDP settings for GPU-like devices alone; CPU processes silently become
     plain DDP, and a laptop or a test would then not run what the cluster runs. FSDP2 itself works over
-    gloo, so the state is put right after accelerate has made it.
+    gloo, so the state is corrected after accelerate has made it. Ends when accelerate takes an FSDP plugin on
+    CPU processes.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
         return

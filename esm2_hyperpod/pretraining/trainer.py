@@ -44,8 +44,8 @@ class PretrainingTrainer(ResumableTrainer):
     """Trainer over packs, whose losses do not depend on how the global batch is divided.
 
     Args:
-        train_split: what is learned from.
-        validation_split: what is evaluated on, or None to do without.
+        train_split: what the model is trained on.
+        validation_split: what is evaluated on; None for no evaluation.
         frequency_entropy: of the validation residues, in nats; a line in the training curve.
     """
 
@@ -96,7 +96,7 @@ class PretrainingTrainer(ResumableTrainer):
         )
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Trainer's, with the time spent waiting for data put down."""
+        """Trainer's (5.23), with the time spent waiting for data recorded."""
         start = time.perf_counter()
         samples = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._meter.add_waiting(time.perf_counter() - start)
@@ -104,6 +104,7 @@ class PretrainingTrainer(ResumableTrainer):
 
     def _prepare_inputs(self, inputs):
         # From pinned memory and without waiting: an ordinary copy stops the host until the GPU is idle.
+        # Against transformers 5.23; ends when Trainer copies with non_blocking itself.
         device = self.args.device
         return {
             key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value

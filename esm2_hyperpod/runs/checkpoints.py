@@ -1,8 +1,8 @@
-"""Checkpoint folders that are whole or recognised as torn.
+"""Checkpoint folders that are whole or recognised as corrupt.
 
 A checkpoint is written in a hidden folder, listed with its file sizes in `complete.json`, and renamed
 to `checkpoint-N` when all processes have written their part. A folder whose files do not match its
-list was damaged later (a dead file server, a full disk, a hand) and is passed over.
+list is corrupt (a dead file server, a full disk, somebody's edit) and is skipped.
 """
 
 import json
@@ -31,7 +31,7 @@ def publish(staged: Path, output_dir: Path) -> Path:
             _sync(path)
     write_json_atomically(staged / COMPLETE, {"files": _sizes(staged)})
     checkpoint = output_dir / staged.name
-    if checkpoint.exists():  # a torn one of the same step
+    if checkpoint.exists():  # a corrupt one of the same step
         shutil.rmtree(checkpoint)
     staged.rename(checkpoint)
     _sync(output_dir)
@@ -46,7 +46,7 @@ def what_is_wrong(checkpoint: Path) -> str | None:
     except FileNotFoundError:
         return f"it has no {COMPLETE}"
     except (ValueError, KeyError):
-        return f"its {COMPLETE} is damaged"
+        return f"its {COMPLETE} is corrupt"
     sizes = _sizes(checkpoint)
     for name, size in expected.items():
         if name not in sizes:
@@ -63,14 +63,14 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def newest_whole_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, and a line for each newer one that is passed over."""
-    passed_over = []
+    """The checkpoint to resume from, and a line for each newer one that is skipped."""
+    skipped = []
     for checkpoint in reversed(list_checkpoints(output_dir)):
         problem = what_is_wrong(checkpoint)
         if problem is None:
-            return checkpoint, passed_over
-        passed_over.append(f"{checkpoint}: passed over, {problem}")
-    return None, passed_over
+            return checkpoint, skipped
+        skipped.append(f"{checkpoint}: skipped, {problem}")
+    return None, skipped
 
 
 def remove_old(output_dir: Path, keep: int | None, best_step: int | None) -> None:
@@ -85,7 +85,7 @@ def remove_old(output_dir: Path, keep: int | None, best_step: int | None) -> Non
 
 
 def remove_newer(output_dir: Path, step: int) -> None:
-    """Drop what was passed over (and any half-written remains), so that step numbers stay in order."""
+    """Delete skipped and unfinished checkpoints after `step`, so that step numbers stay in order."""
     shutil.rmtree(output_dir / STAGING, ignore_errors=True)
     for checkpoint in list_checkpoints(output_dir):
         if step_of(checkpoint) > step:
@@ -98,7 +98,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _sync(path: Path) -> None:
-    """Push a file or folder out of the page cache: a rename must not outlive the data it names."""
+    """Write a file or folder to the disk: a rename must not survive a crash that its data did not."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,8 +1,8 @@
 """What a run leaves to be read: `run.json`, `metrics.jsonl`, a heartbeat and `training_curve.png`.
 
 `run.json` holds the options and one entry of `sessions` for each start: when it `started` and `ended`, the
-steps it went `from_step` and `reached_step`, whether it was `broken_off` (it could not say so itself: the
-next start did, by the heartbeat), and `saved_at`, when the state was saved that it went on from.
+steps it went `from_step` and `reached_step`, whether it was `broken_off` (a killed start cannot record its
+end; the next one does, from the heartbeat), and `saved_at`, the time of the checkpoint it resumed from.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def begin_run(
     from_step: int = 0,
     saved_at: str | None = None,
 ) -> None:
-    """Record that a run starts, or goes on at `from_step`; earlier starts are kept in `sessions`.
+    """Record that a run starts, or resumes at `from_step`; earlier starts are kept in `sessions`.
 
     `options` are what makes the run this run: another start with other options is another run.
     `facts` describe this start: processes, device, versions.
@@ -138,7 +138,7 @@ def read_metrics(output_dir: Path) -> list[dict[str, Any]]:
 
 
 def forget_metrics_after(output_dir: Path, step: int) -> None:
-    """Drop what was logged after the checkpoint that a run goes on from: those steps run again."""
+    """Drop what was logged after the checkpoint that a run resumes from: those steps run again."""
     if (output_dir / METRICS).is_file():
         kept = [line for line in read_metrics(output_dir) if line["step"] <= step]
         write_text_atomically(output_dir / METRICS, "".join(json.dumps(line) + "\n" for line in kept))

@@ -3,7 +3,7 @@
     python -m esm2_hyperpod.runs.report runs/ddp --dollars_per_node_hour 5.672
 
 The training scripts write `run_report.md` and `run_report.json` whenever they end; by hand it also reports a
-run that broke off.
+run that was killed.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def failures_of(output_dir: Path, sessions: list[dict[str, Any]]) -> tuple[dict,
 
     Returns:
         Seconds in all, `running`, `waiting` between starts, and `lost` of those running; and the numbers
-        of starts, of early stops and breaks that the run went on from, and of steps done twice.
+        of starts, of early stops and failures that the run resumed from, and of steps done twice.
     """
     waiting = lost = 0.0
     stopped = broken = twice = 0
@@ -129,8 +129,8 @@ def interruptions(seconds: dict[str, float], failures: dict[str, int]) -> str:
     """What the interruptions of a run were and took, in words."""
     if failures["starts"] == 1:
         return "none"
-    text = f"{failures['starts']} starts: went on {failures['stopped_early']} time(s) after an early stop"
-    text += f", {failures['broken_off']} time(s) after breaking off; {duration(seconds['waiting'])} between"
+    text = f"{failures['starts']} starts: resumed {failures['stopped_early']} time(s) after an early stop"
+    text += f", {failures['broken_off']} time(s) after a failure; {duration(seconds['waiting'])} between"
     if failures["broken_off"] or failures["steps_done_twice"]:
         text += f"; {failures['steps_done_twice']:,} steps ({duration(seconds['lost'])}) done twice"
     return text

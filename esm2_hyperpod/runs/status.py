@@ -51,7 +51,7 @@ def describe(output_dir: Path, at: datetime) -> str:
         run = read_run(output_dir)
         assert run is not None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return f"{output_dir}: {RUN} is damaged ({error})"
+        return f"{output_dir}: {RUN} is corrupt ({error})"
     steps = [line for line in read_metrics(output_dir) if line.get("loss") is not None]
     figures = report.summarize(output_dir)
     starts = ", ".join(str(session["from_step"]) for session in run["sessions"])
@@ -81,7 +81,7 @@ def state(run: dict[str, Any], output_dir: Path, at: datetime) -> str:
     if silent < SILENT:
         return RUNNING
     length = report.duration(silent.total_seconds())
-    return f"silent for {length}: waiting in the queue, or dead; the same command goes on"
+    return f"silent for {length}: waiting in the queue, or dead; run the same command again to resume"
 
 
 def progress(run: dict[str, Any], steps: list[dict[str, Any]], output_dir: Path) -> str:
@@ -99,13 +99,13 @@ def progress(run: dict[str, Any], steps: list[dict[str, Any]], output_dir: Path)
 
 
 def checkpoint(output_dir: Path, at: datetime) -> str:
-    """The checkpoint that the run would go on from, and those that are damaged."""
-    newest, passed_over = newest_whole_checkpoint(output_dir)
+    """The checkpoint that the run would resume from, and those that are corrupt."""
+    newest, skipped = newest_whole_checkpoint(output_dir)
     text = "none yet"
     if newest is not None:
         age = at - datetime.fromtimestamp(newest.stat().st_mtime, timezone.utc)
         text = f"step {step_of(newest):,}, {report.duration(age.total_seconds())} ago"
-    return text + "".join(f"\n{'':14}{line}" for line in passed_over)
+    return text + "".join(f"\n{'':14}{line}" for line in skipped)
 
 
 if __name__ == "__main__":

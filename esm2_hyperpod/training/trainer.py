@@ -28,8 +28,6 @@ from esm2_hyperpod.runs.record import (
 )
 from esm2_hyperpod.runs.report import write_report
 
-disable_progress_bar()  # of every file written; the bar that counts steps is ours
-
 WINDOW = "logging_window.json"
 HEARTBEAT_SECONDS = 2
 
@@ -47,9 +45,10 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        disable_progress_bar()  # of every file written; the bar that counts steps is ours
         self.output_dir = Path(self.args.output_dir)
         self.first_step = 0  # where this start begins; set by resume_point
-        self.saved_at: str | None = None  # when the checkpoint was written that this start goes on from
+        self.saved_at: str | None = None  # when the checkpoint was written that this start resumed from
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.add_callback(Heartbeat(self.output_dir))
@@ -60,26 +59,26 @@ class ResumableTrainer(Trainer):
         self._residues_seen = 0  # in all training batches of all ranks, interrupted starts included
         self._bar: tqdm | None = None
 
-    # ---- going on ------------------------------------------------------------------------------
+    # ---- resuming ------------------------------------------------------------------------------
 
     def resume_point(self) -> Path | None:
         """The newest whole checkpoint, or None to start from the beginning. Called on all ranks.
 
-        Rank 0 says what is passed over and clears what came after the checkpoint.
+        Rank 0 prints what is skipped and deletes what came after the checkpoint.
         """
-        checkpoint, passed_over = checkpoints.newest_whole_checkpoint(self.output_dir)
+        checkpoint, skipped = checkpoints.newest_whole_checkpoint(self.output_dir)
         self.barrier()  # nothing is cleared before every rank has looked
         if checkpoint:
             self.first_step = checkpoints.step_of(checkpoint)
             self.saved_at = modified_at(checkpoint / checkpoints.COMPLETE)
         if self.is_world_process_zero():
-            for line in passed_over:
+            for line in skipped:
                 self.say(line)
             end_broken_session(self.output_dir)
             checkpoints.remove_newer(self.output_dir, self.first_step)
             forget_metrics_after(self.output_dir, self.first_step)
             if checkpoint:
-                self.say(f"going on from {checkpoint}")
+                self.say(f"resuming from {checkpoint}")
         self.barrier()
         return checkpoint
 
@@ -97,6 +96,8 @@ class ResumableTrainer(Trainer):
             self.say(write_report(self.output_dir, self.args.dollars_per_node_hour))
 
     # ---- checkpoints ---------------------------------------------------------------------------
+    # Overrides of Trainer's private methods, written against transformers 5.23. They go when Trainer itself
+    # writes checkpoints under a temporary name and renames them when all ranks are done.
 
     def _get_output_dir(self, trial) -> str:
         # The one place where Trainer asks in which folder to write checkpoint-N.
@@ -127,8 +128,9 @@ class ResumableTrainer(Trainer):
         self.barrier()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        # transformers 5 by default writes ESM's weights under old names (LayerNorm.gamma), which Trainer,
-        # loading without from_pretrained and not strictly, would leave out without a word.
+        # transformers 5.23 by default writes ESM's weights under old names (LayerNorm.gamma), which Trainer,
+        # loading without from_pretrained and not strictly, would leave out without a word. Ends when
+        # save_pretrained writes the names that the model has.
         if isinstance(self.model, PreTrainedModel):
             if self.args.should_save:
                 self.model.save_pretrained(output_dir, save_original_format=False)
@@ -136,7 +138,7 @@ class ResumableTrainer(Trainer):
             super()._save(output_dir, state_dict)
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        # Trainer only warns, and would train on from weights that are half new.
+        # Trainer (5.23) only warns, and would train on from weights that are half new. Ends when it raises.
         tied = set(self.model._tied_weights_keys or ())
         wrong = [*(set(load_result.missing_keys) - tied), *load_result.unexpected_keys]
         if wrong:
@@ -219,7 +221,7 @@ class ResumableTrainer(Trainer):
             dist.barrier()
 
     def _share_window(self) -> None:
-        """Move this rank's losses into the window of all; refuse to go on from one that is not finite."""
+        """Move this rank's losses into the window of all; stop at one that is not finite."""
         if not self._unshared:
             return
         losses = torch.stack(self._unshared).double()
@@ -235,7 +237,7 @@ class ResumableTrainer(Trainer):
             if not math.isfinite(loss):
                 raise UserError(
                     f"{self.output_dir}: the loss of step {step} is {loss}; the last checkpoint is from "
-                    f"before it; {self.on_bad_loss(step)}lower --learning_rate or mend the data"
+                    f"before it; {self.on_bad_loss(step)}lower --learning_rate or fix the data"
                 )
 
     def _advance_bar(self) -> None:
@@ -246,7 +248,7 @@ class ResumableTrainer(Trainer):
 
 
 class Heartbeat(TrainerCallback):
-    """Leaves a sign of life every other second, by which a later start knows when and where this one broke.
+    """Writes the step and the time every other second: a later start then knows when this one was killed.
 
     Args:
         output_dir: where it is left.

@@ -125,7 +125,7 @@ def test_killed_and_started_again_repeats_every_digit(tokenized, undisturbed_by,
     wait_for_step(process, tmp_path, 4)
     kill_all(process)
     log = train(tokenized, tmp_path, processes=2, fsdp=fsdp).stdout
-    assert "going on from" in log
+    assert "resuming from" in log
     whole, _ = undisturbed_by(2, fsdp)
     assert metrics(tmp_path) == metrics(whole)
 
@@ -189,9 +189,9 @@ def test_torn_checkpoints_are_passed_over(tokenized, undisturbed, tmp_path):
     torn.write_bytes(torn.read_bytes()[:1000])
     (tmp_path / "run" / "checkpoint-6" / "complete.json").unlink()
     log = train(tokenized, tmp_path / "run").stdout
-    assert "checkpoint-8: passed over, optimizer.pt has 1,000 bytes" in log
-    assert "checkpoint-6: passed over, it has no complete.json" in log
-    assert "going on from" in log and "checkpoint-3" in log
+    assert "checkpoint-8: skipped, optimizer.pt has 1,000 bytes" in log
+    assert "checkpoint-6: skipped, it has no complete.json" in log
+    assert "resuming from" in log and "checkpoint-3" in log
     assert metrics(tmp_path / "run") == metrics(undisturbed)
 
 

@@ -71,9 +71,9 @@ def test_interruptions_and_damaged_checkpoint(output):
     text = status(output).stdout
     assert text.startswith(f"{output}: to be continued\n")
     assert "to go" not in text
-    assert "from step 0, 40, 40; interruptions: 3 starts: went on 1 time(s) after an early stop, " in text
-    assert "1 time(s) after breaking off; 17 min 30 s between; 7 steps (20 min 0 s) done twice" in text
-    assert "step 40, " in text and "checkpoint-50: passed over, model.safetensors has 4 bytes of 7" in text
+    assert "from step 0, 40, 40; interruptions: 3 starts: resumed 1 time(s) after an early stop, " in text
+    assert "1 time(s) after a failure; 17 min 30 s between; 7 steps (20 min 0 s) done twice" in text
+    assert "step 40, " in text and "checkpoint-50: skipped, model.safetensors has 4 bytes of 7" in text
 
 
 def test_report_in_words_and_figures(output):
@@ -103,7 +103,7 @@ def test_an_early_stop_whose_checkpoint_was_damaged_afterwards(output):
     stopped, last = SESSIONS[0], {**SESSIONS[2], "from_step": 30, "saved_at": "2030-01-01T09:45:00+00:00"}
     write_json_atomically(output / "run.json", {**record, "sessions": [stopped, last]})
     text = status(output).stdout
-    assert "1 time(s) after an early stop, 0 time(s) after breaking off" in text
+    assert "1 time(s) after an early stop, 0 time(s) after a failure" in text
     assert "; 10 steps (15 min 0 s) done twice" in text
 
 
@@ -124,7 +124,7 @@ def test_all_runs_below_a_folder(output):
     assert [line for line in text.splitlines() if line and not line.startswith(" ")] == [
         f"{output}: running",
         f"{just_begun}: running",
-        f"{damaged}: run.json is damaged (Unterminated string starting at: line 1 column 12 (char 11))",
+        f"{damaged}: run.json is corrupt (Unterminated string starting at: line 1 column 12 (char 11))",
     ]
     assert "step 0 of 8 (0%)" in text and "none yet" in text
 
