@@ -113,7 +113,7 @@ def load_base(settings: Settings, device: torch.device, bf16: bool) -> EsmForSeq
                 raise
             raise UserError(
                 f"--model_name_or_path {settings.base}: cannot be loaded ({_first_sentence(error)}); "
-                "check the name and the network, or give the folder of a whole ESM-2 model"
+                "check the name and the network, or give the folder of a complete ESM-2 model"
             ) from None
     fresh = ("classifier.", "esm.contact_head.")
     missing = {name for name in report["missing_keys"] if not pooling.holds(name)}
@@ -122,7 +122,7 @@ def load_base(settings: Settings, device: torch.device, bf16: bool) -> EsmForSeq
     if unfit:
         raise UserError(
             f"--model_name_or_path {settings.base}: {len(unfit)} of its weights are missing or of the wrong "
-            f"size ({min(unfit)}); give the folder of a whole ESM-2 model"
+            f"size ({min(unfit)}); give the folder of a complete ESM-2 model"
         )
     for module in model.modules():
         if isinstance(module, Linear4bit):

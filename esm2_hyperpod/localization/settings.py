@@ -84,7 +84,7 @@ def read_adapter_settings(folder: Path) -> Settings:
     """As `read_settings`; raises `UserError` also where `folder` is a tuned model but no adapter."""
     settings = read_settings(folder)
     if not (folder / ADAPTER).is_file():
-        raise UserError(f"{folder}: a whole tuned model, no adapter; only an adapter/ folder will do here")
+        raise UserError(f"{folder}: a complete model, not an adapter; give an adapter/ folder")
     return settings
 
 

@@ -112,7 +112,7 @@ class StopWhenStale(TrainerCallback):
         self._steps = steps
 
     def on_step_end(self, args, state, control, **_):
-        """Strictly more: the evaluation of this very step is still to come."""
+        """Strictly more: the evaluation of this step is still to come."""
         if state.best_global_step and state.global_step - state.best_global_step > self._steps:
             control.should_training_stop = True
         return control

@@ -235,7 +235,7 @@ def test_interrupted_it_is_resumed_to_the_same_result(example, finished, tmp_pat
     process.stdout.read()
     assert process.wait() == (75 if number == signal.SIGTERM else -signal.SIGKILL)
     again = run(*words)
-    assert "going on from" in again.stdout
+    assert "resuming from" in again.stdout
     assert losses(tmp_path / "out") == losses(finished[0])
     assert read_csv(tmp_path / "out/test_predictions.csv") == read_csv(finished[0] / "test_predictions.csv")
 
