@@ -19,9 +19,6 @@ from peft import PeftModel
 from esm2_hyperpod.alphabet import AMINO_ACID_IDS
 from esm2_hyperpod.artifacts import write_csv
 from esm2_hyperpod.figures import new_figure, save_figure
-from esm2_hyperpod.localization.encoding import crop, encode_cropped
-from esm2_hyperpod.localization.metrics import decide
-from esm2_hyperpod.localization.settings import Settings
 
 TOLERANCE = 0.01  # logits by which a sum of attributions may miss the difference it stands for
 POINTS = (16, 32, 64, 128, 256, 512)  # of the path; as many as the tolerance takes
@@ -44,24 +41,6 @@ class Attribution:
     residues: str
     value: np.ndarray
     gap: float
-
-
-def explain(
-    model: torch.nn.Module, settings: Settings, name: str, sequence: str, probability: np.ndarray
-) -> list[Attribution]:
-    """The attributions of each label predicted for one protein; of one label unless `multi_label`.
-
-    `probability` float[labels] is what the protein was given. Attributions are computed in fp32.
-    """
-    kept = crop(sequence, settings.max_seq_length, settings.crop)
-    position = np.array(crop(list(range(1, len(sequence) + 1)), settings.max_seq_length, settings.crop))
-    ids = encode_cropped(sequence, settings)
-    found = []
-    for label in np.flatnonzero(decide(probability[None], settings.multi_label)[0]):
-        value, gap = integrated_gradients(model, ids, int(label))
-        given = float(probability[label])
-        found.append(Attribution(name, settings.labels[label], given, position, kept, value, gap))
-    return found
 
 
 def integrated_gradients(model: torch.nn.Module, ids: np.ndarray, label: int) -> tuple[np.ndarray, float]:

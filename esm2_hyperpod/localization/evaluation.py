@@ -59,20 +59,18 @@ def evaluate_test(
     sequences = [[protein.sequence for protein in part] for part in (splits.train, splits.test)]
     by_kmers = decide(kmer_predictions(sequences[0], train.targets, sequences[1]), several)
     by_majority = majority_predictions(truth)
-    names = [label for label, inside in zip(settings.labels, by_majority[0]) if inside]
     calibration = {name: _judged(p, truth, predicted, several) for name, p in given.items()}
+
+    def scored(given: np.ndarray) -> dict[str, Any]:
+        figures = scores(truth, given, several)
+        return {**figures, "intervals_95": intervals(truth, given, several, seed)}
+
     return {
         "proteins": len(truth),
-        "model": _scores_with_intervals(truth, predicted, several, seed),
+        "model": scored(predicted),
         "baselines": {
-            "majority_class": {
-                "label": "|".join(names),
-                **_scores_with_intervals(truth, by_majority, several, seed),
-            },
-            "kmer_logistic_regression": {
-                "what": KMER_BASELINE,
-                **_scores_with_intervals(truth, by_kmers, several, seed),
-            },
+            "majority_class": {"label": settings.joined(by_majority[0]), **scored(by_majority)},
+            "kmer_logistic_regression": {"what": KMER_BASELINE, **scored(by_kmers)},
         },
         "calibration": {
             "temperature": settings.temperature,
@@ -84,13 +82,6 @@ def evaluate_test(
         "per_class": per_class(truth, predicted, settings.labels),
         "confusion_matrix": (truth.T @ predicted).tolist(),
     }
-
-
-def _scores_with_intervals(
-    truth: np.ndarray, predicted: np.ndarray, several: bool, seed: int
-) -> dict[str, Any]:
-    found = scores(truth, predicted, several)
-    return {**found, "intervals_95": intervals(truth, predicted, several, seed)}
 
 
 def _judged(

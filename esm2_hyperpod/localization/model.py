@@ -70,7 +70,7 @@ def choose_trainable(model: torch.nn.Module, settings: Settings) -> None:
     pooling = Pooling.of(model, settings.pooling)
     for name, parameter in model.named_parameters():
         if "original_module" in name or "contact_head" in name:
-            wanted = False  # peft's untouched copy; a head that classification never reads
+            wanted = False  # the untouched copy that peft 0.21 keeps; a head that classification never reads
         elif pooling.holds(name):
             wanted = pooling.trains(name)
         else:

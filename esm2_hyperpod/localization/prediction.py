@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from esm2_hyperpod.artifacts import file_digest, write_json_atomically
 from esm2_hyperpod.errors import UserError
-from esm2_hyperpod.localization.attribution import Attribution, explain, write_attributions
-from esm2_hyperpod.localization.encoding import collate, encode_cropped
+from esm2_hyperpod.localization.attribution import Attribution, integrated_gradients, write_attributions
+from esm2_hyperpod.localization.encoding import collate, crop, encode_cropped
+from esm2_hyperpod.localization.metrics import decide
 from esm2_hyperpod.localization.model import load_tuned
 from esm2_hyperpod.localization.settings import SETTINGS, read_settings
 from esm2_hyperpod.proteins.records import Record, read_records
@@ -158,12 +159,18 @@ class Predictor:
         return found
 
     def explain(self, record: Record) -> list[Attribution]:
-        """The attributions of each label predicted for one protein."""
-        sequence = residues_of(record)
-        ids = encode_cropped(sequence, self.settings)
-        logits = predict_logits(self.model, [ids], self._bf16, alone=True)
-        probability = self.settings.probabilities(logits)[0]
-        return explain(self.model, self.settings, record.id, sequence, probability)
+        """The attributions, computed in fp32, of each label predicted for one protein."""
+        sequence, settings = residues_of(record), self.settings
+        numbers = list(range(1, len(sequence) + 1))
+        kept, position = (crop(of, settings.max_seq_length, settings.crop) for of in (sequence, numbers))
+        ids = encode_cropped(sequence, settings)
+        given = settings.probabilities(predict_logits(self.model, [ids], self._bf16, alone=True))
+        found = []
+        for label in np.flatnonzero(decide(given, settings.multi_label)[0]):
+            name, probability = settings.labels[label], float(given[0, label])
+            value, gap = integrated_gradients(self.model, ids, int(label))
+            found.append(Attribution(record.id, name, probability, np.array(position), kept, value, gap))
+        return found
 
     def _identity(self, fasta: Path, explained: int = 0) -> dict:
         """What a file depends on: FASTA file, model, precision, and the number of proteins explained."""

@@ -40,13 +40,13 @@ class Settings:
         """Calibrated probabilities float64[proteins, labels] of logits of the same shape."""
         return probabilities(logits, self.temperature, self.multi_label)
 
-    def cells(self, probability: np.ndarray) -> list[str]:
-        """One protein's probabilities float[labels] as a table shows them: the label, then a number a label.
+    def joined(self, chosen: np.ndarray) -> str:
+        """The labels of one protein, given as 0/1 int[labels]; several are joined by `|`."""
+        return "|".join(label for label, inside in zip(self.labels, chosen) if inside)
 
-        Several labels are joined by `|`.
-        """
-        chosen = decide(probability[None], self.multi_label)[0]
-        label = "|".join(label for label, inside in zip(self.labels, chosen) if inside)
+    def cells(self, probability: np.ndarray) -> list[str]:
+        """One protein's probabilities float[labels] as tables show them: its label, then a number a label."""
+        label = self.joined(decide(probability[None], self.multi_label)[0])
         return [label, *(f"{value:.6f}" for value in probability)]
 
     def save(self, folder: Path) -> None:

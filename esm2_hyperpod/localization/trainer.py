@@ -140,7 +140,9 @@ class LocalizationTrainer(ResumableTrainer):
         callbacks: list,
     ):
         super().__init__(model, args, train_dataset=train, eval_dataset=validation, callbacks=callbacks)
-        self.model_accepts_loss_kwargs = False  # what forward takes as **kwargs is not the loss's divisor
+        # transformers 5.23 takes forward's **kwargs for a loss that divides itself. Not needed once a Trainer
+        # with a compute_loss of its own is not asked.
+        self.model_accepts_loss_kwargs = False
         self._plan = plan
         self._class_weights = None if class_weights is None else class_weights.to(args.device)
 

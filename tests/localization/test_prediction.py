@@ -6,8 +6,9 @@ from helpers.localization_example import CPU, save, settings_of, untuned, write_
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esm2_hyperpod.alphabet import encode
+from esm2_hyperpod.alphabet import AMINO_ACIDS, encode
 from esm2_hyperpod.localization import prediction as localization_prediction
+from esm2_hyperpod.localization.encoding import crop
 from esm2_hyperpod.localization.prediction import Predictor, length_batches, predict_logits
 
 
@@ -17,6 +18,16 @@ def test_batches_by_length_hold_everything_once_within_the_budget(lengths, token
     assert sorted(i for part in batches for i in part) == list(range(len(lengths)))
     for part in batches:
         assert len(part) == 1 or len(part) * max(lengths[i] for i in part) <= tokens
+
+
+@given(st.text(AMINO_ACIDS, max_size=60), st.integers(4, 40), st.sampled_from(["ends", "start", "end"]))
+def test_crop_keeps_what_it_says(sequence, longest, how):
+    kept = crop(sequence, longest, how)
+    room = longest - 2
+    assert len(kept) == min(len(sequence), room)
+    if len(sequence) > room:
+        head = {"ends": room - room // 2, "start": room, "end": 0}[how]
+        assert kept == sequence[:head] + sequence[len(sequence) - (room - head) :]
 
 
 def test_prediction_does_not_depend_on_the_company(base):
