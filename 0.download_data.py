@@ -7,18 +7,15 @@
     python 0.download_data.py --source synthetic --max_records 20000 --output_dir csv
 
 One streaming pass: bytes are decompressed, parsed and dealt to all partitions as they arrive. Every
-partition is an unbiased sample of the whole. `csv/manifest.json` is written last. A killed run is simply
-started again; with --keep_fasta it goes on from the bytes it has.
+partition is an unbiased sample of the whole. `csv/manifest.json` is written last. If a run is killed, run
+the same command again; with --keep_fasta it resumes from the bytes it has.
 """
 
 import argparse
 import contextlib
-import getpass
-import os
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -31,23 +28,21 @@ from esm2_hyperpod.artifacts import (
     package_versions,
     read_manifest,
     remove_temporaries,
+    whole_file,
     write_json_atomically,
 )
-from esm2_hyperpod.console import byte_bar
+from esm2_hyperpod.console import amounts, byte_bar, mark, positive, step_parser
 from esm2_hyperpod.download import sources, synthetic
 from esm2_hyperpod.download.fasta import Records, read_records
 from esm2_hyperpod.download.partitions import (
     MAX_PARTITIONS,
-    id_of_record,
     remove_partitions,
     spool,
     unspool,
     write_partitions,
 )
 from esm2_hyperpod.download.prefetch import prefetch
-from esm2_hyperpod.download.repeated_ids import IdCensus
 from esm2_hyperpod.errors import UserError, run_script
-from esm2_hyperpod.hashing import hash_ids
 
 SYNTHETIC_RECORDS = 20_000
 LOCALIZATION = "localization.csv"
@@ -70,13 +65,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0],
-        allow_abbrev=False,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    fsx = os.environ.get("FSX_DIR", f"/fsx/{os.environ.get('USER') or getpass.getuser()}")
-    parser.add_argument("--output_dir", type=Path, default=Path(fsx) / "csv", help="default: %(default)s")
+    parser = step_parser(__doc__.split("\n\n")[0], output="csv")
     parser.add_argument(
         "--source",
         default=sources.UNIREF50,
@@ -91,8 +80,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--keep_fasta", action="store_true", help="keep the downloaded file in the output folder"
     )
-    parser.add_argument("--plot", action="store_true", help="draw lengths and residue frequencies")
-    parser.add_argument("--overwrite", action="store_true", help="start over, replacing what is there")
     arguments = parser.parse_args()
     if arguments.num_partitions is None and arguments.max_records_per_partition is None:
         arguments.num_partitions = 50
@@ -101,13 +88,6 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.source == sources.SYNTHETIC and arguments.max_records is None:
         arguments.max_records = SYNTHETIC_RECORDS
     return arguments
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
 
 
 def checksum(text: str) -> str:
@@ -137,14 +117,13 @@ def report_finished(arguments: argparse.Namespace) -> None:
     )
     print(
         f"{folder}: already made, {manifest['records']:,} records in {len(manifest['files'])} partitions"
-        + (" (synthetic)" if manifest["synthetic"] else "")
+        + mark(manifest["synthetic"])
     )
 
 
 def make_partitions(arguments: argparse.Namespace) -> None:
     began, folder, limit = time.monotonic(), arguments.output_dir, arguments.max_records
     is_synthetic = arguments.source == sources.SYNTHETIC
-    labels = folder / f".{LOCALIZATION}.tmp"
     (folder / MANIFEST).unlink(missing_ok=True)
     (folder / LOCALIZATION).unlink(missing_ok=True)
     remove_partitions(folder)
@@ -155,6 +134,7 @@ def make_partitions(arguments: argparse.Namespace) -> None:
             print(
                 "The data are SYNTHETIC: families, repeats and sorting signals made by a program.", flush=True
             )
+            labels = stack.enter_context(whole_file(folder / LOCALIZATION))
             labelled = stack.enter_context(open(labels, "w", encoding="ascii"))
             chunks = synthetic.fasta_chunks(limit, arguments.seed, labelled)
             source = sources.Source("synthetic proteins", None, chunks)
@@ -165,9 +145,7 @@ def make_partitions(arguments: argparse.Namespace) -> None:
                 check_free_space(folder, needed, ", or take less with --max_records")
         bar = stack.enter_context(byte_bar(None if limit else source.size, "FASTA"))
         plain = prefetch(sources.decompressed(prefetch(counted(source.chunks, bar)), source.name))
-        stack.callback(plain.close)
-        census = IdCensus(stack.enter_context(tempfile.TemporaryFile(dir=folder)))
-        rows = tallied(first_records(read_records(plain, source.name), limit), totals, census)
+        rows = tallied(first_records(read_records(plain, source.name), limit), totals)
         count = arguments.num_partitions
         if count is None:
             spooled = stack.enter_context(tempfile.TemporaryFile(dir=folder))
@@ -175,9 +153,6 @@ def make_partitions(arguments: argparse.Namespace) -> None:
             spooled.seek(0)
             rows = unspool(spooled)
         files = write_partitions(rows, folder, count, arguments.seed)
-        totals["repeated_ids"], pair = census.repeats()
-    if is_synthetic:
-        labels.replace(folder / LOCALIZATION)
 
     write_json_atomically(
         folder / MANIFEST,
@@ -190,19 +165,9 @@ def make_partitions(arguments: argparse.Namespace) -> None:
             "versions": package_versions("numpy", "pyarrow", "isal"),
         },
     )
-    if pair:
-        identifier = id_of_record(pair[0], folder, count, arguments.seed)
-        print(
-            f"{totals['repeated_ids']:,} records have the id of an earlier one (for example {identifier}: "
-            f"records {pair[0] + 1:,} and {pair[1] + 1:,}); all are kept"
-        )
     seconds = time.monotonic() - began
-    print(
-        f"{folder}: {totals['records']:,} records in {count} partitions, {totals['residues']:,} residues, "
-        f"mean length {totals['residues'] / totals['records']:.1f}, longest {totals['longest']:,}; "
-        f"{seconds:.1f} s, {totals['records'] / seconds:,.0f} records/s"
-        + (" (synthetic)" if is_synthetic else "")
-    )
+    measured = amounts(totals["records"], totals["residues"], totals["longest"], seconds)
+    print(f"{folder}: {totals['records']:,} records in {count} partitions, {measured}{mark(is_synthetic)}")
 
 
 def open_source(arguments: argparse.Namespace) -> sources.Source:
@@ -220,7 +185,7 @@ def open_source(arguments: argparse.Namespace) -> sources.Source:
 
 def space_needed(source: sources.Source, arguments: argparse.Namespace) -> float:
     """Bytes that the output folder must have room for, at most."""
-    rows = source.size * (GZIP_RATIO if source.compressed else 1)
+    rows = source.size * (GZIP_RATIO if source.name.endswith(".gz") else 1)
     copies = 2 if arguments.max_records_per_partition else 1  # all rows wait on disk until they are counted
     return copies * rows + (source.size if arguments.keep_fasta else 0)
 
@@ -242,10 +207,9 @@ def first_records(batches: Iterator[Records], limit: int | None) -> Iterator[Rec
             return
 
 
-def tallied(batches: Iterator[Records], totals: dict[str, int], census: IdCensus) -> Iterator[pa.Array]:
-    """The rows of the batches; `totals` and `census` hold their sums once they have passed."""
+def tallied(batches: Iterator[Records], totals: dict[str, int]) -> Iterator[pa.Array]:
+    """The rows of the batches; `totals` holds their sums once they have passed."""
     for batch in batches:
-        census.add(hash_ids(batch.ids, seed=0))
         totals["records"] += len(batch)
         totals["residues"] += int(batch.lengths.sum())
         totals["longest"] = max(totals["longest"], int(batch.lengths.max()))

@@ -5,14 +5,14 @@
     python 1.tokenize_uniref_csv.py --input_dir csv --output_dir processed/arrow --validation_size 1000
 
 Columns: `id` and `input_ids` (uint8: <cls>, residues, <eos>; no padding). Read them with
-`datasets.load_from_disk`. A killed run is simply started again: finished partitions are kept.
+`datasets.load_from_disk`. If a run is killed, run the same command again: finished partitions are kept.
 """
 
 import argparse
-import getpass
 import os
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from esm2_hyperpod.artifacts import (
@@ -24,7 +24,7 @@ from esm2_hyperpod.artifacts import (
     remove_temporaries,
     write_json_atomically,
 )
-from esm2_hyperpod.console import byte_bar
+from esm2_hyperpod.console import amounts, byte_bar, fsx_dir, mark, positive, step_parser
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.tokenization.dataset import describe_dataset
 from esm2_hyperpod.tokenization.manifest import summary, write_cluster_of_row
@@ -57,16 +57,8 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0],
-        allow_abbrev=False,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    fsx = Path(os.environ.get("FSX_DIR", f"/fsx/{os.environ.get('USER') or getpass.getuser()}"))
-    parser.add_argument("--input_dir", type=Path, default=fsx / "csv", help="default: %(default)s")
-    parser.add_argument(
-        "--output_dir", type=Path, default=fsx / "processed" / "arrow", help="default: %(default)s"
-    )
+    parser = step_parser(__doc__.split("\n\n")[0], output="processed/arrow")
+    parser.add_argument("--input_dir", type=Path, default=fsx_dir() / "csv", help="default: %(default)s")
     sizes = "records (500) or a fraction of them (0.05); default: "
     parser.add_argument("--train_size", type=size, help=f"{sizes}all the rest")
     parser.add_argument("--validation_size", type=size, help=f"{sizes}50000, but 5%% at most")
@@ -90,16 +82,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--num_proc", type=positive, default=len(os.sched_getaffinity(0)), help="default: all cores"
     )
-    parser.add_argument("--plot", action="store_true", help="draw lengths and residue frequencies")
-    parser.add_argument("--overwrite", action="store_true", help="start over, replacing what is there")
     return parser.parse_args()
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
 
 
 def tokens(text: str) -> int:
@@ -117,23 +100,13 @@ def size(text: str) -> int | float:
 
 
 def command(arguments: argparse.Namespace, *more: str) -> str:
-    return " ".join(
-        ["python 1.tokenize_uniref_csv.py --input_dir", str(arguments.input_dir), "--output_dir",
-         str(arguments.output_dir), *more]
-    )  # fmt: skip
+    folders = f"--input_dir {arguments.input_dir} --output_dir {arguments.output_dir}"
+    return " ".join(["python 1.tokenize_uniref_csv.py", folders, *more])
 
 
 def options_of(arguments: argparse.Namespace, source: dict) -> dict:
     """What the output depends on."""
-    names = (
-        "train_size",
-        "validation_size",
-        "test_size",
-        "seed",
-        "long_sequences",
-        "max_length",
-        "min_length",
-    )
+    names = "train_size validation_size test_size seed long_sequences max_length min_length".split()
     return {
         "input_content_digest": source["content_digest"],
         "clusters": arguments.clusters and table_digest(arguments.clusters),
@@ -148,8 +121,12 @@ def report_finished(arguments: argparse.Namespace, source: dict) -> None:
     asked = options_of(arguments, source)
     check_same_options(folder, manifest["options"], asked, f"{start_over} (and this run's flags)")
     shutil.rmtree(folder / NOTES, ignore_errors=True)
-    counts = ", ".join(f"{split['records']:,} {name}" for name, split in manifest["splits"].items())
-    print(f"{folder}: already made, {counts}" + (" (synthetic)" if manifest["synthetic"] else ""))
+    print(f"{folder}: already made, {counts(manifest)}{mark(manifest['synthetic'])}")
+
+
+def counts(manifest: dict) -> str:
+    """Records by split."""
+    return ", ".join(f"{split['records']:,} {name}" for name, split in manifest["splits"].items())
 
 
 def remove_output(folder: Path) -> None:
@@ -208,7 +185,7 @@ def tokenize(arguments: argparse.Namespace, source: dict) -> None:
                 f"ask for more, for example --{split}_size 0.1, or use more data"
             )
     describe_dataset(folder, shards)
-    manifest = summary(options, source, fractions.described(), notes, shards)
+    manifest = summary(options, source, asdict(fractions), notes, shards)
     if arguments.clusters:
         manifest["in_no_cluster"] = sum(note["unlisted"] for note in notes)
         for split in shards:
@@ -226,14 +203,10 @@ def report(manifest: dict, folder: Path, seconds: float) -> None:
         print("changed residues: " + ", ".join(f"{count:,} {kind}" for kind, count in changed.items()))
     if manifest["too_short_left_out"]:
         print(f"{manifest['too_short_left_out']:,} records were too short and left out")
-    counts = ", ".join(f"{split['records']:,} {name}" for name, split in manifest["splits"].items())
     proteins = sum(split["proteins"] for split in manifest["splits"].values())
     residues = sum(split["residues"] for split in manifest["splits"].values())
-    print(
-        f"{folder}: {counts}; {residues:,} residues, mean length {residues / max(proteins, 1):.1f}, "
-        f"longest {manifest['longest']:,}; {seconds:.1f} s, {proteins / seconds:,.0f} records/s"
-        + (" (synthetic)" if manifest["synthetic"] else "")
-    )
+    measured = amounts(proteins, residues, manifest["longest"], seconds)
+    print(f"{folder}: {counts(manifest)}; {measured}{mark(manifest['synthetic'])}")
 
 
 if __name__ == "__main__":

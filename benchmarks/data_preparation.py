@@ -31,6 +31,7 @@ import psutil
 from isal import igzip
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 UNIREF50_RECORDS = 65_672_468  # release 2024_01
 PARTITIONS, PADDED, PROCESSES = 50, 512, 2
 
@@ -89,7 +90,6 @@ def compare(arguments: argparse.Namespace, scratch: Path) -> None:
 
 
 def make_input(records: int, path: Path) -> Path:
-    sys.path.insert(0, str(ROOT))
     from esm2_hyperpod.download.synthetic import fasta_chunks
 
     with igzip.open(path, "wb", compresslevel=3) as file, open(os.devnull, "w") as labelled:
@@ -195,7 +195,6 @@ def plain_step_1(source: Path, output: Path) -> None:
     """`datasets.map` with the ESM tokenizer, padded to 512."""
     import datasets
 
-    sys.path.insert(0, str(ROOT))
     from esm2_hyperpod.alphabet import build_tokenizer
 
     tokenizer = build_tokenizer()

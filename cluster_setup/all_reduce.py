@@ -1,6 +1,6 @@
-"""Time all-reduces over all processes, as training does them; rank 0 prints one line of JSON.
+"""Time all-reduces over all processes, as in training; rank 0 prints one line of JSON.
 
-Started by doctor.py through node_launch.sh, so that it runs with the network settings of a real job.
+doctor.py starts it through node_launch.sh, so it has the network settings of a real job.
 Bus bandwidth is 2 (n - 1) / n times the bytes over the time, as NVIDIA's nccl-tests define it.
 """
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Make the Python environment that all nodes share, and prove that it trains:
+# Make the Python environment that all nodes share, and check that it trains:
 #   bash cluster_setup/create_environment.sh           on the controller or login node, 10 to 20 minutes
-#   bash cluster_setup/create_environment.sh verify    the proof alone, on the node where it is run
+#   bash cluster_setup/create_environment.sh verify    only check it, on this node
 #
-# It goes to .venv beside the scripts (VENV=/other/place to change that), from requirements.txt, with
-# python3 (PYTHON=/other/python) if that is 3.10 or newer, else with conda. Run again, it finishes what was
-# interrupted and does nothing where nothing changed.
+# The environment is .venv beside the scripts (or VENV=/other/place), made from requirements.txt with python3
+# (or PYTHON=/other/python) if that is 3.10 or newer, else with conda. If interrupted, run it again and it
+# finishes. If nothing has changed, it does nothing.
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -23,7 +23,7 @@ make_environment() {
         return
     fi
     if [ -e "$VENV/pyvenv.cfg" ] || [ -d "$VENV/conda-meta" ]; then
-        rm -rf "$VENV" # an environment whose making was interrupted
+        rm -rf "$VENV" # an incomplete environment
     fi
     if "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null; then
         "$PYTHON" -m venv "$VENV" || fail "$PYTHON cannot make a venv: sudo apt-get install -y python3-venv"
@@ -38,7 +38,7 @@ make_environment() {
 install_packages() {
     echo "installing requirements.txt into $VENV"
     "$VENV/bin/python" -m pip install --quiet -r "$ROOT/requirements.txt"
-    "$VENV/bin/python" -m pip check > /dev/null || fail "the packages in $VENV clash: $VENV/bin/pip check"
+    "$VENV/bin/python" -m pip check > /dev/null || fail "the packages in $VENV conflict; see: $VENV/bin/python -m pip check"
 }
 
 # What the environment was made from; the same text means there is nothing to do.
@@ -47,18 +47,19 @@ fingerprint() {
     "$VENV/bin/python" --version
 }
 
-# Imports, the GPU if there is one, then the whole way from synthetic proteins to two optimizer steps.
+# Checks imports, the GPU if there is one, then everything from synthetic proteins to two optimizer steps.
 verify() {
     local python="$VENV/bin/python"
     [ -x "$python" ] || fail "no environment at $VENV; make it with: bash cluster_setup/create_environment.sh"
     scratch="$(mktemp -d)"
     trap 'rm -rf "$scratch"' EXIT # not a local, which would be gone by then
-    "$python" -c 'import accelerate, bitsandbytes, datasets, evaluate, peft, torch, transformers' ||
-        fail "$(hostname): the packages in $VENV do not import; delete $VENV and run this again"
-    if command -v nvidia-smi > /dev/null && nvidia-smi --list-gpus > /dev/null 2>&1; then
-        "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
-            fail "$(hostname): there is a GPU that PyTorch cannot use: compare the driver in nvidia-smi" \
-                "with what this PyTorch needs (python -c 'import torch; print(torch.version.cuda)')"
+    local device
+    device="$("$python" -c 'import accelerate, bitsandbytes, datasets, evaluate, peft, torch, transformers
+print(torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")' | tail -n 1)" ||
+        fail "$(hostname): the packages in $VENV cannot be imported; delete $VENV and run this again"
+    if [ "$device" = CPU ] && command -v nvidia-smi > /dev/null && nvidia-smi --list-gpus > /dev/null 2>&1; then
+        fail "$(hostname): PyTorch cannot use the GPU: compare the driver in nvidia-smi" \
+            "with what this PyTorch needs (python -c 'import torch; print(torch.version.cuda)')"
     fi
     if ! (
         cd "$ROOT"
@@ -70,13 +71,12 @@ verify() {
             --max_steps 2 --tokens_per_device 2048 --global_batch_tokens 2048 --max_seq_length 512
     ) > "$scratch/log" 2>&1; then
         tail -n 20 "$scratch/log" >&2
-        fail "$(hostname): the packages import, but two steps of training failed as above"
+        fail "$(hostname): the packages can be imported, but two training steps failed; see the log above"
     fi
-    echo "$(hostname): two training steps on" \
-        "$("$python" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")')"
+    echo "$(hostname): two training steps on $device"
 }
 
-# The controller has no GPU: the proof runs on a worker where there is a Slurm to ask for one.
+# The controller has no GPU, so with Slurm the check runs on a worker.
 verify_on_a_worker() {
     if [ -n "${SLURM_JOB_ID:-}" ] || ! command -v sinfo > /dev/null || ! sinfo > /dev/null 2>&1; then
         verify
@@ -84,8 +84,8 @@ verify_on_a_worker() {
     fi
     export VENV
     srun --nodes=1 --ntasks=1 --immediate=60 --job-name=verify bash "$ROOT/cluster_setup/create_environment.sh" \
-        verify || fail "the proof failed, or no worker was free for a minute (sinfo); the packages are installed:" \
-        "run this again once a worker is idle"
+        verify || fail "the check failed, or no worker was free for a minute (see sinfo); the packages are installed:" \
+        "run this again when a worker is idle"
 }
 
 if [ "${1:-}" = verify ]; then
@@ -95,12 +95,12 @@ fi
 [ $# -eq 0 ] || fail "unknown argument $1; use none, or: verify"
 
 if ! mkdir -p "$(dirname "$VENV")" || ! touch "$VENV.lock"; then
-    fail "cannot write beside $VENV: sudo install -d -o $(id -un) $(dirname "$VENV")"
+    fail "cannot write beside $VENV; allow it with: sudo install -d -o $(id -un) $(dirname "$VENV")"
 fi
 exec {lock}> "$VENV.lock"
 flock --nonblock "$lock" || fail "another run is making $VENV; wait for it to end"
 if [ -x "$VENV/bin/python" ] && [ "$(cat "$MARK" 2> /dev/null)" = "$(fingerprint)" ]; then
-    echo "$VENV is whole and up to date"
+    echo "$VENV is complete and up to date"
     exit 0
 fi
 rm -f "$MARK"

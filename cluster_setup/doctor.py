@@ -1,12 +1,13 @@
-"""Look for what will go wrong, on this machine and on the nodes, before a job does.
+"""Check this machine and the nodes for anything that would make a job fail.
 
-    python cluster_setup/doctor.py                     this machine, and two nodes where there is Slurm
+    python cluster_setup/doctor.py                     this machine and, with Slurm, two nodes
     python cluster_setup/doctor.py --nodes 8 --shared_dir /fsx/$USER
 
-Each finding is one line, with its remedy if it is not ok. The exit code is 1 if anything is wrong.
+Each finding is one line, with a remedy if it is not ok. The exit code is 1 if anything is wrong.
 """
 
 import argparse
+import getpass
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ LITTLE_SPACE_GB = 100
 """UniRef50 takes about 60 GB as CSV and Arrow; the rest is for checkpoints."""
 
 CLOCK_SECONDS = 5
-"""Logs of several nodes cannot be read together, and credentials fail, when clocks differ much."""
+"""If clocks differ by more, credentials fail and logs of several nodes cannot be compared."""
 
 
 class Finding(NamedTuple):
@@ -43,12 +44,12 @@ def ok(text: str) -> Finding:
 
 
 def note(text: str, remedy: str) -> Finding:
-    """A job can run with this, but perhaps not as hoped."""
+    """A job can run with this, but perhaps not as expected."""
     return Finding("note", f"{text}: {remedy}")
 
 
 def wrong(text: str, remedy: str) -> Finding:
-    """A job would fail, or not come back after a fault."""
+    """A job would fail, or not resume after a fault."""
     return Finding("WRONG", f"{text}: {remedy}")
 
 
@@ -59,18 +60,18 @@ def has_problems(findings: list[Finding]) -> bool:
 
 def main() -> int:
     """Print all findings; return 1 if any is wrong."""
-    default = os.environ.get("FSX_DIR", f"/fsx/{os.environ.get('USER', 'root')}")
-    parser = argparse.ArgumentParser(description="Look for what will go wrong before a job does.")
+    default = os.environ.get("FSX_DIR", f"/fsx/{getpass.getuser()}")
+    parser = argparse.ArgumentParser(description="Check for anything that would make a job fail.")
     parser.add_argument("--shared_dir", type=Path, default=Path(default), help=f"default: {default}")
-    parser.add_argument("--nodes", type=int, default=2, help="how many nodes to look at through srun")
+    parser.add_argument("--nodes", type=int, default=2, help="nodes to check through srun (default: 2)")
     args = parser.parse_args()
 
     here = facts(args.shared_dir, "login")
     findings = check_node("this machine", here, args.shared_dir)
     if shutil.which("srun") is None:
-        findings.append(ok("no Slurm here, so only this machine was looked at"))
+        findings.append(ok("no Slurm here, so only this machine was checked"))
     else:
-        slurm = check_slurm() or [ok("Slurm answers and requeues jobs; no node is out")]
+        slurm = check_slurm() or [ok("Slurm answers and requeues jobs; no node is out of service")]
         findings += slurm
         if not has_problems(slurm):
             findings += check_nodes(here, args.shared_dir, args.nodes)
@@ -78,12 +79,12 @@ def main() -> int:
         path.unlink(missing_ok=True)
     print(*findings, sep="\n")
     wrong_ones = has_problems(findings)
-    print("mend what is WRONG, then run this again" if wrong_ones else "nothing wrong was found: go on")
+    print("fix what is WRONG, then run this again" if wrong_ones else "no problems found")
     return 1 if wrong_ones else 0
 
 
 def check_node(name: str, node: dict, shared: Path) -> list[Finding]:
-    """What can be said of one node by itself, from its facts (see node_probe.py)."""
+    """The findings about one node, from its facts (see node_probe.py)."""
     findings = []
     missing = [package for package, version in node["packages"].items() if version is None]
     if missing:
@@ -95,7 +96,7 @@ def check_node(name: str, node: dict, shared: Path) -> list[Finding]:
         findings.append(wrong(f"{name}: {shared}: {node['write_error']}", "change its owner or permissions"))
     elif node["free_gb"] < LITTLE_SPACE_GB:
         free = f"{name}: {shared}: {node['free_gb']:.0f} GB free"
-        findings.append(note(free, f"UniRef50 and checkpoints want {LITTLE_SPACE_GB} GB"))
+        findings.append(note(free, f"UniRef50 and checkpoints need about {LITTLE_SPACE_GB} GB"))
     if any("fails" in gpu for gpu in node["gpus"]):
         findings.append(wrong(f"{name}: {node['gpus'][0]}", "reboot or replace the node"))
     gpus = f"{len(node['gpus'])} x {node['gpus'][0]}" if node["gpus"] else "no GPU"
@@ -103,7 +104,7 @@ def check_node(name: str, node: dict, shared: Path) -> list[Finding]:
 
 
 def check_slurm() -> list[Finding]:
-    """Settings of the cluster that make jobs die or not come back, and nodes that are out."""
+    """Settings of the cluster that make jobs fail or not resume, and nodes that are out of service."""
     result = command("scontrol", "show", "config", timeout=10)
     if result.returncode:
         remedy = "start slurmctld, or set SLURM_CONF to the right file"
@@ -120,14 +121,14 @@ def check_slurm() -> list[Finding]:
         kill = f"KillWait={settings['KillWait']}, so a cancelled job may be killed before it has saved"
         findings.append(note(kill, "set KillWait=30 in slurm.conf"))
     out = command("sinfo", "--noheader", "--Node", "--states=down,drain,fail", "--format=%N is %T (%E)")
-    mend = "mend it, then: scontrol update nodename=NAME state=resume"
-    return findings + [note(line, mend) for line in sorted(set(out.stdout.splitlines()))]
+    remedy = "fix it, then: scontrol update nodename=NAME state=resume"
+    return findings + [note(line, remedy) for line in sorted(set(out.stdout.splitlines()))]
 
 
 def check_nodes(here: dict, shared: Path, count: int) -> list[Finding]:
-    """What each node says, whether they agree with this machine, and how fast they talk."""
+    """What each node reports, whether it agrees with this machine, and how fast the nodes communicate."""
     srun = ["srun", f"--nodes={count}", *"--ntasks-per-node=1 --exclusive --immediate=60 --time=10".split()]
-    srun += ["--kill-on-bad-exit=1", "--wait=30"]  # one node that fails must not leave the others hanging
+    srun += ["--kill-on-bad-exit=1", "--wait=30"]  # the others must not wait for a node that fails
     probe = [sys.executable, str(ROOT / "cluster_setup" / "node_probe.py"), str(shared)]
     before = time.time()
     result = command(*srun, *probe)
@@ -136,7 +137,7 @@ def check_nodes(here: dict, shared: Path, count: int) -> list[Finding]:
     findings = []
     if len(nodes) < count:
         why = f"{len(nodes)} of {count} nodes answered ({last_line(result.stderr)})"
-        findings.append(wrong(why, "look at them with sinfo -N -l, or ask for fewer with --nodes"))
+        findings.append(wrong(why, "see sinfo -N -l, or ask for fewer with --nodes"))
     for node in nodes:
         name = node["node"]
         findings += check_node(name, node, shared) + compare(node, here)
@@ -176,12 +177,12 @@ def check_all_reduce(srun: list[str], count: int) -> Finding:
 
 
 def command(*words: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command; its failure is for the caller to judge, a hang counts as one."""
+    """Run a command. The caller judges a failure; a timeout counts as one."""
     variables = {**os.environ, **environment}
     try:
         return subprocess.run(words, env=variables, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(words, 124, "", f"no end after {timeout} s")
+        return subprocess.CompletedProcess(words, 124, "", f"not finished after {timeout} s")
 
 
 def json_lines(result: subprocess.CompletedProcess) -> list[dict]:
@@ -190,7 +191,7 @@ def json_lines(result: subprocess.CompletedProcess) -> list[dict]:
 
 
 def last_line(text: str) -> str:
-    """The last line that is not empty, which is where programs say why they failed."""
+    """The last line that is not empty: there programs say why they failed."""
     return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
 
 

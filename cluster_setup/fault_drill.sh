@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Break a running job on purpose and see how long it takes to go on. For the day before you need it.
+# Break a running job on purpose and measure how long it takes to resume.
 #
 #   bash cluster_setup/fault_drill.sh process JOB_ID OUTPUT_DIR    kill one training process
 #   bash cluster_setup/fault_drill.sh node JOB_ID OUTPUT_DIR       lose a node (Slurm administrators only)
 #
-# OUTPUT_DIR is the job's --output_dir. Prints the time until the run has got further than before the
-# fault, and the steps done twice. A node is set DOWN in Slurm, which ends the job as its loss would, and
-# returned afterwards.
+# OUTPUT_DIR is the job's --output_dir. Prints the time until the run is further than before the fault, and
+# the steps done twice. To lose a node, it is set DOWN in Slurm, which ends the job as a real loss would. It is
+# resumed afterwards.
 set -euo pipefail
 
 refuse() { echo "fault_drill.sh: error: $*" >&2; exit 1; }
 
-# 0 where nothing is logged: also for the moment in which a run that goes on rewrites its log.
+# 0 if nothing is logged, as in the moment when a resumed run rewrites its log.
 last_step() {
   local step
   step="$(sed -n 's/^{"step": \([0-9]*\).*/\1/p' "$output/metrics.jsonl" 2>/dev/null | tail -n 1)"
@@ -36,27 +36,27 @@ kill_process() {
     exit 1'
 }
 
-[ $# = 3 ] || refuse "say what to break: fault_drill.sh process|node JOB_ID OUTPUT_DIR"
+[ $# = 3 ] || refuse "usage: fault_drill.sh process|node JOB_ID OUTPUT_DIR"
 fault="$1" job="$2" output="$3"
-[ "$(state 2>/dev/null)" = RUNNING ] || refuse "job $job is not running: see squeue"
-[ "$(last_step)" -gt 0 ] || refuse "$output: nothing logged yet; is it the job's --output_dir? wait for the first step"
+[ "$(state 2>/dev/null)" = RUNNING ] || refuse "job $job is not running; see squeue"
+[ "$(last_step)" -gt 0 ] || refuse "$output: nothing is logged yet: check that it is the job's --output_dir, or wait for the first step"
 
 nodes="$(scontrol show hostnames "$(squeue --noheader --jobs="$job" --format=%N)")"
-node="$(tail -n 1 <<<"$nodes")" # not the head, where there are several
+node="$(tail -n 1 <<<"$nodes")" # not the head, if there are several
 step="$(last_step)" before="$(starts)" began="$SECONDS"
 case "$fault" in
   process) echo "killing a training process of job $job on $node, after step $step"; kill_process ;;
   node)
     echo "setting $node DOWN under job $job, after step $step"
     scontrol update nodename="$node" state=down reason="fault drill"
-    # A node that reports again by itself needs no resuming, and Slurm then refuses it.
+    # Slurm refuses to resume a node that has already come back.
     trap 'scontrol update nodename="$node" state=resume 2>/dev/null || true' EXIT
     ;;
-  *) refuse "unknown fault '$fault': process or node" ;;
+  *) refuse "unknown fault '$fault': use process or node" ;;
 esac
 
 until [ "$(starts)" -gt "$before" ]; do
-  case "$(state)" in FAILED | CANCELLED | TIMEOUT | "") refuse "job $job ended instead of going on: see its log" ;; esac
+  case "$(state)" in FAILED | CANCELLED | TIMEOUT | "") refuse "job $job ended instead of resuming: see its log" ;; esac
   sleep 1
 done
 resumed="$(from_step)"

@@ -1,8 +1,8 @@
 """A SageMaker HyperPod Slurm cluster from cluster.yaml: plan, create, status, connect, scale, delete.
 
-python cluster_setup/hyperpod.py plan       # check everything and sum the cost; touches no AWS
-python cluster_setup/hyperpod.py create     # make it, or go on where it was interrupted
-python cluster_setup/hyperpod.py delete     # list what still bills, and remove it
+python cluster_setup/hyperpod.py plan       # check everything and add up the cost, without AWS
+python cluster_setup/hyperpod.py create     # make it; resume if interrupted
+python cluster_setup/hyperpod.py delete     # list what bills, and remove it
 """
 
 import argparse
@@ -16,7 +16,6 @@ try:
     from esm2_hyperpod.cluster import commands
     from esm2_hyperpod.cluster.aws import Aws, readable_errors
     from esm2_hyperpod.cluster.checks import checked_config, read_config
-    from esm2_hyperpod.cluster.shell import open_session, session_command
     from esm2_hyperpod.errors import run_script
 except ModuleNotFoundError as error:
     remedy = "python -m pip install -r cluster_setup/requirements.txt"
@@ -37,23 +36,24 @@ def parse_arguments() -> argparse.Namespace:
             "--config", type=Path, default=HERE / "cluster.yaml", help="default: %(default)s"
         )
         if name != "plan":
-            command.add_argument("--endpoint_url", help="another address than AWS's own, for tests")
+            command.add_argument("--endpoint_url", help="an address to use instead of AWS's own, for tests")
         if changes:
             command.add_argument(
-                "--dry_run", action="store_true", help="say what would be done, change nothing"
+                "--dry_run", action="store_true", help="print what would be done and change nothing"
             )
         return command
 
     plan = add("plan", "check cluster.yaml and print what will exist and what will bill, without AWS")
     plan.add_argument("--json", action="store_true", help="print the CreateCluster request instead")
-    create = add("create", "make network, storage and cluster, or go on where it was interrupted", True)
+    create = add("create", "make network, storage and cluster; resume if interrupted", True)
+    create.set_defaults(template=HERE / "network_and_storage.yaml")
     for command in (plan, create):
         command.add_argument("--prices", type=Path, default=HERE / "prices.yaml", help="default: %(default)s")
     add("status", "print the cluster's state, its nodes, and why any failed")
     connect = add("connect", "open a shell on the login node, else on the controller", True)
     connect.add_argument("--node", help="an instance id or a group (controller, login, workers) instead")
     scaling = add("scale", "change the number of workers", True)
-    scaling.add_argument("--count", type=int, required=True, help="workers wanted")
+    scaling.add_argument("--count", type=int, required=True, help="the new number of workers")
     delete = add("delete", "list what still bills and remove it, data included", True)
     delete.add_argument("--keep_stack", action="store_true", help="remove the nodes, keep network and data")
     for command in (create, delete):
@@ -70,20 +70,7 @@ def main() -> None:
         return
     aws = Aws(config.region, arguments.endpoint_url)
     with readable_errors():
-        if arguments.command == "create":
-            commands.create(arguments, config, aws, HERE / "network_and_storage.yaml")
-        elif arguments.command == "status":
-            commands.status(config, aws)
-        elif arguments.command == "scale":
-            commands.scale(arguments, config, aws)
-        elif arguments.command == "delete":
-            commands.delete(arguments, config, aws)
-        else:
-            command = session_command(aws, config.name, arguments.node)
-            if arguments.dry_run:
-                print(" ".join(command))
-            else:
-                open_session(command)
+        getattr(commands, arguments.command)(arguments, config, aws)
 
 
 if __name__ == "__main__":

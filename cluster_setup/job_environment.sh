@@ -7,16 +7,16 @@
 #   GPUS_PER_NODE  GPUs, or processes where there is no GPU (default: all GPUs of the node, else 1)
 #   VENV           Python environment, seen by all nodes    (default: .venv beside the scripts, else python3)
 #   CONTAINER_IMAGE  run in this .sqsh through pyxis instead of VENV (cluster_setup/Dockerfile)
-#   DRY_RUN=1      only say what would run, and check what can be checked: with bash for this machine,
-#                  with sbatch on the very nodes of the job
+#   DRY_RUN=1      print what would run and check what can be checked: with bash on this machine, with
+#                  sbatch on the nodes of the job
 
 : "${FSX_DIR:=/fsx/${USER:-$(id -un)}}"
 : "${DATASET_DIR:=$FSX_DIR/processed/arrow}"
 if [ -z "${VENV:-}" ] && [ -x "$REPOSITORY/.venv/bin/python" ]; then VENV="$REPOSITORY/.venv"; fi
 export FSX_DIR DATASET_DIR REPOSITORY VENV GPUS_PER_NODE CONTAINER_IMAGE
 
-TO_BE_CONTINUED=75         # train.py: saved, stopped early
-TRIES_WITHOUT_PROGRESS=3   # a process may be killed so often in a row before a checkpoint is written
+TO_BE_CONTINUED=75         # train.py: saved and stopped early
+TRIES_WITHOUT_PROGRESS=3   # how often in a row a process may be killed before a checkpoint is written
 
 # Run `SCRIPT ARGUMENTS` with torchrun or accelerate: on all nodes of the Slurm job, or on this machine.
 launch() { # torchrun|accelerate SCRIPT ARGUMENTS
@@ -29,7 +29,7 @@ launch() { # torchrun|accelerate SCRIPT ARGUMENTS
   fi
 }
 
-# The last --output_dir among the arguments: it is what the Python script will use.
+# The last --output_dir among the arguments, which is the one that the Python script uses.
 output_dir_of() {
   local value="" previous="" word
   for word in "$@"; do
@@ -40,20 +40,20 @@ output_dir_of() {
   printf '%s' "$value"
 }
 
-# True in a batch script or an salloc shell. In the shell of `srun --pty bash` another srun would wait
-# for ever for the resources that this very step holds; real steps count up from 0.
+# True in a batch script or an salloc shell. In the shell of `srun --pty bash` another srun would wait forever
+# for the resources that its own step holds. Real steps are numbered from 0; batch and salloc are above 4e9.
 in_slurm_job() {
   [ -n "${SLURM_JOB_ID:-}" ] && { [ -z "${SLURM_STEP_ID:-}" ] || [ "$SLURM_STEP_ID" -gt 4000000000 ]; }
 }
 
-# Run the step; after a process was killed, again in the same allocation; after an early stop or the loss
-# of a node, requeue.
+# Run the step. If a process was killed, run it again in the same allocation. After an early stop or the loss
+# of a node, requeue the job.
 run_job() { # OUTPUT_DIR then as for launch
   local output_dir="$1" code tries=0 before
   shift
   local terminated=0 stopper=""
   trap 'ask_to_stop "$output_dir"' USR1 # the time limit is near
-  trap 'terminated=1' TERM              # scancel, preemption or a lost node: not ours to go on
+  trap 'terminated=1' TERM              # scancel, preemption or a lost node: do not run the step again
   while true; do
     before="$(list_checkpoints "$output_dir")"
     code=0
@@ -61,10 +61,10 @@ run_job() { # OUTPUT_DIR then as for launch
     if [ -n "$stopper" ]; then kill "$stopper" && rm -f "$output_dir/stop"; fi
     if [ "$code" = 0 ] || [ "$terminated" = 1 ]; then return "$code"; fi
     if [ "$code" -le 128 ] && [ "$code" != "$TO_BE_CONTINUED" ] && [ -z "$stopper" ] && nodes_answer; then
-      return "$code" # an error of the script, which trying again would only repeat
+      return "$code" # an error of the script, which would only happen again
     fi
     if [ "$code" -le 128 ] || [ -n "$stopper" ]; then
-      echo "requeueing job $SLURM_JOB_ID, which goes on from its last checkpoint"
+      echo "requeueing job $SLURM_JOB_ID; it resumes from its last checkpoint"
       scontrol requeue "$SLURM_JOB_ID"
       return "$code"
     fi
@@ -75,13 +75,13 @@ run_job() { # OUTPUT_DIR then as for launch
   done
 }
 
-# The peers of a lost node fail long before Slurm has noticed the loss (SlurmdTimeout, minutes).
+# The peers of a lost node fail long before Slurm notices the loss (SlurmdTimeout, minutes).
 nodes_answer() {
   timeout 60 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --overlap true 2>/dev/null
 }
 
-# All ranks look for this file after each step; again and again, because a run that is only starting
-# takes a file it finds for an old one.
+# All ranks look for this file after each step. It is written repeatedly, because a run that is just starting
+# removes it as left over from an earlier run.
 ask_to_stop() {
   mkdir -p "$1"
   while true; do touch "$1/stop" && sleep 2; done &
@@ -90,10 +90,9 @@ ask_to_stop() {
 
 list_checkpoints() { find "$1" -maxdepth 1 -name 'checkpoint-*' 2>/dev/null | sort || true; }
 
-# One task a node. When one has ended, the others have a minute to end by themselves with an exit code of
-# their own; srun returns the highest. --kill-on-bad-exit would hide "to be continued" behind SIGTERM.
-# bash runs a trap only between commands, so srun goes to the background and is waited
-# for until it has ended, not until the next signal.
+# One task per node. When one has ended, the others have a minute to end with their own exit code; srun returns
+# the highest. --kill-on-bad-exit would hide "to be continued" behind SIGTERM. bash runs a trap only between
+# commands, so srun runs in the background, and we wait until it has ended, not until the next signal.
 run_step() {
   local step=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=60)
   if [ -d "${HYPERPOD_DIR:-/opt/sagemaker_cluster}" ] && srun --help | grep -q -- --auto-resume; then

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# A real Slurm on this one machine, to learn on and to test with: virtual nodes, sbatch, requeue and all.
+# A real Slurm on this machine, to learn and to test with: virtual nodes, sbatch, requeue.
 #
 #   bash cluster_setup/local_slurm.sh start [--nodes 3] [--dir FOLDER]
 #   bash cluster_setup/local_slurm.sh status [--dir FOLDER]
 #   bash cluster_setup/local_slurm.sh stop [--dir FOLDER]
 #
-# `start` prints the line `export SLURM_CONF=...` that points sbatch, squeue and the rest to it. All of it
-# lives in FOLDER (default /tmp/local_slurm_$USER), listens on 127.0.0.1 alone, touches nothing in /etc and
-# needs root only to install Debian's packages where they are missing.
+# `start` prints the line `export SLURM_CONF=...` that points sbatch, squeue and the rest to it. All its files
+# are in FOLDER (default /tmp/local_slurm_$USER). It listens only on 127.0.0.1, changes nothing in /etc, and needs
+# root only to install Debian's packages if they are missing. `stop` ends all jobs and leaves nothing running.
 set -euo pipefail
 
 refuse() { echo "local_slurm.sh: error: $*" >&2; exit 1; }
-say() { echo "$*" >&2; } # stdout is for the export line alone
+say() { echo "$*" >&2; } # stdout is only for the export line
 
 install_slurm() {
   local missing=()
@@ -53,7 +53,7 @@ SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge
 CredType=cred/munge
-# A requeued job waits until its old credentials have expired: 120 s by default, too long to watch.
+# A requeued job waits until its old credentials have expired, by default 120 s.
 AuthInfo=socket=$dir/munge.socket,cred_expire=10
 StateSaveLocation=$dir/state
 SlurmctldPidFile=$dir/slurmctld.pid
@@ -81,39 +81,37 @@ CONF
   echo "PartitionName=dev Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=EXCLUSIVE" >>"$SLURM_CONF"
 }
 
-# True if the process of a pid file still runs and is ours: its command line names our folder.
-is_running() { # NAME
+# A pid file alone does not say so: the number may be another process's by now.
+is_running() {
   local pid
-  pid="$(cat "$dir/$1.pid" 2>/dev/null)" && [ -n "$pid" ] && tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF "$dir"
+  pid="$(cat "$dir/slurmctld.pid" 2>/dev/null)" && grep -qsF "$dir" "/proc/$pid/cmdline"
 }
 
-is_ours() { grep -qsxF "$mark" "$SLURM_CONF"; } # what we made, we may remove
-
-node_names() { sed -n 's/^NodeName=\([^ ]*\).*/\1/p' "$SLURM_CONF"; }
+is_ours() { grep -qsxF "$mark" "$SLURM_CONF"; } # only then may the folder be removed
 
 start() {
   [[ $nodes =~ ^[1-9][0-9]?$ ]] || refuse "--nodes $nodes: must be a number from 1 to 99"
-  if is_running slurmctld; then refuse "$dir: already started; stop it with: $again stop --dir $dir"; fi
-  [ ! -e "$dir" ] || is_ours || refuse "$dir: holds something else; choose another folder with --dir"
+  if is_running; then refuse "$dir: already started; stop it with: $again stop --dir $dir"; fi
+  [ ! -e "$dir" ] || is_ours || refuse "$dir: has other content; choose another folder with --dir"
   install_slurm
   rm -rf "$dir"
   mkdir -p "$dir/state"
   chmod 755 "$dir"
   write_configuration
   (umask 077 && head -c 1024 /dev/urandom >"$dir/munge.key")
-  trap stop_daemons EXIT # until all is up
-  # --force: munged refuses a folder that other users cannot enter; ours is for this user alone.
+  trap kill_all EXIT # until everything runs
+  # --force: munged refuses a folder that other users cannot enter; ours is only for this user.
   munged --force --key-file="$dir/munge.key" --socket="$dir/munge.socket" --pid-file="$dir/munged.pid" \
     --log-file="$dir/munged.log" --seed-file="$dir/munge.seed" --num-threads=2 >&2 2>&1
   slurmctld -f "$SLURM_CONF"
-  local name
-  for name in $(node_names); do
-    mkdir -p "$dir/$name"
-    slurmd -N "$name" -f "$SLURM_CONF"
+  local i
+  for ((i = 1; i <= nodes; i++)); do
+    mkdir -p "$dir/node$i"
+    slurmd -N "node$i" -f "$SLURM_CONF"
   done
   local deadline=$((SECONDS + 30))
   until [ "$(sinfo --noheader --format=%D --states=idle 2>/dev/null)" = "$nodes" ]; do
-    [ "$SECONDS" -lt "$deadline" ] || refuse "$dir: the nodes did not come up; see $dir/*.log"
+    [ "$SECONDS" -lt "$deadline" ] || refuse "$dir: the nodes did not start; see $dir/*.log"
     sleep 0.2
   done
   trap - EXIT
@@ -122,33 +120,64 @@ start() {
 }
 
 status() {
-  is_running slurmctld || refuse "$dir: no local Slurm runs there; start it with: $again start --dir $dir"
+  is_running || refuse "$dir: no local Slurm runs there; start it with: $again start --dir $dir"
   sinfo --Node --long
   squeue
   echo "export SLURM_CONF=$SLURM_CONF"
 }
 
+# Jobs have ten seconds to save and end. Then everything is killed.
 stop() {
   is_ours || refuse "$dir: no local Slurm there"
-  local deadline=$((SECONDS + 20))
-  if is_running slurmctld; then
-    squeue --noheader --format=%A | xargs -r scancel --signal=KILL --full 2>/dev/null || true
-    squeue --noheader --format=%A | xargs -r scancel 2>/dev/null || true
+  local deadline=$((SECONDS + 10))
+  if is_running; then
+    squeue --noheader --format=%A | xargs -r scancel || true
     while [ -n "$(squeue --noheader 2>/dev/null)" ] && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.2; done
   fi
-  stop_daemons
+  kill_all
   rm -rf "$dir"
   say "$dir: stopped and removed"
 }
 
-stop_daemons() {
-  local name deadline=$((SECONDS + 10))
-  for name in $(node_names) slurmctld munged; do
-    if is_running "$name"; then kill "$(cat "$dir/$name.pid")"; fi
-  done
-  for name in $(node_names) slurmctld munged; do
-    while is_running "$name" && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.1; done
-  done
+# Kill every process of this Slurm: daemons, slurmstepd, jobs, and all that they started.
+#
+# Each of them has our SLURM_CONF in its environment. So have the shells and editors of those who use this Slurm,
+# which must live on: only in a job is SLURMD_NODENAME set as well. A second look finds what was forked meanwhile.
+kill_all() {
+  python3 - "$SLURM_CONF" <<'PYTHON' || refuse "$dir: some of its processes cannot be killed; see: ps -ef"
+import os, pathlib, signal, sys, time
+
+def find_ours():
+    ours, parents = set(), {}
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            name, _, state = (folder / "stat").read_text().partition("(")[2].rpartition(") ")
+            variables = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has ended, or it belongs to somebody else
+        if state.startswith("Z"):
+            continue
+        pid = int(folder.name)
+        parents[pid] = int(state.split()[1])
+        of_slurm = name in ("munged", "srun", "salloc") or name.startswith("slurm")
+        in_job = any(variable.startswith(b"SLURMD_NODENAME=") for variable in variables)
+        if f"SLURM_CONF={sys.argv[1]}".encode() in variables and (of_slurm or in_job):
+            ours.add(pid)
+    while children := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= children
+    return ours
+
+deadline = time.monotonic() + 10
+while ours := find_ours():
+    for pid in ours:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    if time.monotonic() > deadline:
+        sys.exit(1)
+    time.sleep(0.1)
+PYTHON
 }
 
 mark="# written by local_slurm.sh"
@@ -166,8 +195,8 @@ while [ $# -gt 0 ]; do
   shift 2
 done
 export SLURM_CONF="$dir/slurm.conf"
-export PATH="$PATH:/usr/sbin:/sbin" # where Debian keeps the daemons, and users' shells do not look
+export PATH="$PATH:/usr/sbin:/sbin" # where Debian keeps the daemons
 case "$action" in
   start | status | stop) "$action" ;;
-  *) refuse "say what to do: start [--nodes 3], status or stop" ;;
+  *) refuse "usage: local_slurm.sh start|status|stop [--nodes 3] [--dir FOLDER]" ;;
 esac

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Start this node's share of a job: node_launch.sh torchrun|accelerate SCRIPT ARGUMENTS
 #
-# Runs on every node, inside the Slurm step, where everything is found out afresh: a node that HyperPod
-# has replaced is not in the variables of the batch script. Without Slurm it runs on this machine alone.
+# Runs on every node, inside the Slurm step, and asks Slurm for the nodes again: the variables of the batch
+# script do not know a node that HyperPod has put in as a replacement. Without Slurm it runs on this machine.
 set -euo pipefail
 
 refuse() { echo "$(basename "$0"): error: $*" >&2; exit 1; }
@@ -28,7 +28,7 @@ set_network() {
   fi
   export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-^docker,lo,veth}"
   if has_efa; then
-    export FI_PROVIDER=efa FI_EFA_USE_HUGE_PAGE=0 # huge pages make the fork of DataLoader workers fail
+    export FI_PROVIDER=efa FI_EFA_USE_HUGE_PAGE=0 # with huge pages DataLoader workers cannot fork
     case "$(cat "${INSTANCE_TYPE_FILE:-/sys/devices/virtual/dmi/id/product_name}" 2>/dev/null)" in
       g5.* | g6.* | g6e.*) export NCCL_SHM_USE_CUDA_MEMCPY=1 ;;
     esac
@@ -42,7 +42,7 @@ find_place() {
     port="$("$python" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')"
     return
   fi
-  # The same on all nodes; other than before when the step is tried again, should the port be held.
+  # The same on all nodes, but another one when the step is tried again: the old port may still be in use.
   port=$((15000 + (SLURM_JOB_ID * 10 + ${STEP_TRY:-1}) % 10000))
   rank="$SLURM_NODEID"
   if [ -n "${CONTAINER_IMAGE:-}" ]; then # has no scontrol

@@ -1,4 +1,4 @@
-"""What doctor.py wants to know of one node, printed as one line of JSON. Standard library alone.
+"""What doctor.py needs to know about one node, printed as one line of JSON. Uses only the standard library.
 
 python cluster_setup/node_probe.py SHARED_FOLDER
 """
@@ -21,7 +21,7 @@ AMAZON = "0x1d0f"
 
 
 def main() -> None:
-    """Print the facts; leave a file named after this node in the shared folder as proof of writing."""
+    """Print the facts, and write a file named after this node into the shared folder."""
     node = os.environ.get("SLURMD_NODENAME", platform.node())
     print(json.dumps({"node": node, "time": time.time(), **facts(Path(sys.argv[1]), node)}), flush=True)
 
@@ -39,7 +39,7 @@ def facts(shared: Path, node: str) -> dict:
 
 
 def installed_packages() -> dict[str, str | None]:
-    """Installed versions of what requirements.txt names; None for what is missing."""
+    """Installed versions of the packages in requirements.txt; None for a missing one."""
     names = re.findall(r"^([A-Za-z0-9_.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     versions: dict[str, str | None] = dict.fromkeys(names)
     for name in versions:

@@ -1,8 +1,8 @@
 #!/bin/bash
 # Runs as root on each new node, once AWS's own set-up (Slurm, Docker, Enroot, Pyxis, /fsx) is done.
-# cluster.yaml names it under options.on_init_complete. Its output is in the node's CloudWatch log.
+# It is options.on_init_complete in cluster.yaml. Its output is in the node's CloudWatch log.
 #
-# A failure here would fail the node, and with it perhaps the cluster, so each step warns and goes on.
+# If this script failed, the node and perhaps the cluster would fail, so each step only warns.
 set -uo pipefail
 
 : "${ETC:=/etc}"
@@ -11,8 +11,8 @@ set -uo pipefail
 
 warn() { echo "on_init_complete.sh: warning: $*" >&2; }
 
-# By default logind deletes a user's shared memory when the user's last shell closes, and so pulls NCCL's
-# buffers and the DataLoader's batches from under a running job.
+# By default logind deletes a user's shared memory when the user's last shell closes, and with it NCCL's
+# buffers and the DataLoader's batches of a running job.
 keep_shared_memory() {
     mkdir -p "$ETC/systemd/logind.conf.d" &&
         printf '[Login]\nRemoveIPC=no\n' > "$ETC/systemd/logind.conf.d/esm2.conf" &&
@@ -28,6 +28,6 @@ make_user_folder() {
     install -d -o "$NODE_USER" -g "$(id -gn "$NODE_USER")" "$FSX/$NODE_USER"
 }
 
-keep_shared_memory || warn "shared memory of jobs may vanish when a user logs out: set RemoveIPC=no by hand"
-make_user_folder || warn "$FSX/$NODE_USER was not made: sudo install -d -o $NODE_USER $FSX/$NODE_USER"
+keep_shared_memory || warn "jobs may lose shared memory when a user logs out: set RemoveIPC=no by hand"
+make_user_folder || warn "$FSX/$NODE_USER was not made; make it with: sudo install -d -o $NODE_USER $FSX/$NODE_USER"
 exit 0

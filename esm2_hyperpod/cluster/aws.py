@@ -1,7 +1,8 @@
 """Connections to AWS, and what AWS refuses turned into one line a user can act on."""
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import boto3
@@ -11,6 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 
 from esm2_hyperpod.errors import UserError
 
+POLL_SECONDS = 15
 _LOG_IN = "log in with `aws configure` or `aws sso login`, and check with `aws sts get-caller-identity`"
 _REMEDIES = {
     "AccessDenied": "ask your administrator for that permission",
@@ -22,7 +24,7 @@ _REMEDIES = {
     "UnrecognizedClientException": _LOG_IN,
     "SignatureDoesNotMatch": _LOG_IN,
     "ResourceLimitExceeded": "ask for a higher quota: Service Quotas, Amazon SageMaker, 'for cluster usage'",
-    "ConflictException": "another change is under way: wait, watch it with `hyperpod.py status`, run again",
+    "ConflictException": "another change is in progress: wait until `hyperpod.py status` shows its end",
 }
 
 
@@ -32,38 +34,57 @@ class Aws:
 
     region: str
     endpoint_url: str | None = None
-    _session: boto3.Session = field(init=False)
     _clients: dict[str, BaseClient] = field(init=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._session = boto3.Session(region_name=self.region)
 
     def client(self, service: str) -> BaseClient:
         """The boto3 client of a service, made once."""
         if service not in self._clients:
             retries = Config(retries={"mode": "standard", "max_attempts": 5})
-            self._clients[service] = self._session.client(
-                service, endpoint_url=self.endpoint_url, config=retries
+            self._clients[service] = boto3.client(
+                service, region_name=self.region, endpoint_url=self.endpoint_url, config=retries
             )
         return self._clients[service]
 
 
 @contextlib.contextmanager
 def readable_errors() -> Iterator[None]:
-    """Turn what boto3 raises into a `UserError` with the call, AWS's message and a remedy."""
+    """Turn boto3's errors into a `UserError` with the call, AWS's message and a remedy."""
     try:
         yield
     except (NoCredentialsError, PartialCredentialsError):
         raise UserError(f"no AWS credentials on this machine; {_LOG_IN}") from None
     except ClientError as error:
         code, message = error.response["Error"]["Code"], error.response["Error"]["Message"]
-        remedy = _REMEDIES.get(code, "correct that and run the same command again")
+        remedy = _REMEDIES.get(code, "correct it, then run the same command again")
         raise UserError(
             f"AWS refused {error.operation_name}: {code}: {_one_line(message)}; {remedy}"
         ) from None
     except BotoCoreError as error:
         remedy = "check the network, then run the same command again"
         raise UserError(f"AWS cannot be reached: {_one_line(str(error))}; {remedy}") from None
+
+
+def wait_until(observe: Callable[[], tuple[str, bool]], limit_minutes: int) -> None:
+    """Call `observe` until its second result is true, printing its first, with the time, when it changes.
+
+    `observe` raises `UserError` when waiting has become pointless. So does this function after
+    `limit_minutes`, with the last state and the command that resumes the wait.
+    """
+    start, last = time.monotonic(), None
+    while True:
+        line, done = observe()
+        minutes, seconds = divmod(int(time.monotonic() - start), 60)
+        if line != last:
+            print(f"  {minutes:3d}:{seconds:02d}  {line}", flush=True)
+            last = line
+        if done:
+            return
+        if minutes >= limit_minutes:
+            raise UserError(
+                f"after {minutes} minutes still: {line}; AWS continues by itself (and bills): look with "
+                "`hyperpod.py status`, or run the same command again to wait longer"
+            )
+        time.sleep(POLL_SECONDS)
 
 
 def _one_line(text: str) -> str:

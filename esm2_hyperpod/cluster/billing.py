@@ -1,4 +1,4 @@
-"""What bills, and how much an hour where `prices.yaml` gives the price."""
+"""What bills, and what it costs an hour if `prices.yaml` has the price."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ class Prices:
 
 
 def billed_items(config: ClusterConfig) -> list[Item]:
-    """Everything with a price by the hour or month; traffic, requests and logs bill by use on top."""
+    """Everything with a price by the hour or month. Traffic, requests and logs also bill, by use."""
     workers, fsx = config.workers, config.fsx
     items = [Item("controller", config.controller.instance_type, 1)]
     if config.login:
@@ -51,12 +51,12 @@ def billed_items(config: ClusterConfig) -> list[Item]:
 def load_prices(path: Path, region: str) -> Prices:
     """The prices in `path`, which may be empty.
 
-    Raises `UserError` for figures that are no prices, that name no source, or that are for another region.
+    Raises `UserError` for figures that are not prices, have no source, or are for another region.
     """
     content = read_yaml(path)
     if not isinstance(content, dict) or not isinstance(content.get("usd"), dict):
         raise UserError(
-            f"{path}: needs the fields region, source, read_on and usd; restore it from the project"
+            f"{path}: must have the fields region, source, read_on and usd; restore it from the project"
         )
     usd = {str(key): value for key, value in content["usd"].items() if value is not None}
     for key, value in usd.items():

@@ -4,18 +4,16 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from esm2_hyperpod.cluster.aws import Aws
-from esm2_hyperpod.cluster.failures import failure_lines
-from esm2_hyperpod.cluster.progress import wait_until
-from esm2_hyperpod.cluster.schema import request_problems
-from esm2_hyperpod.cluster.service import sagemaker_model
+from esm2_hyperpod.cluster.aws import Aws, wait_until
+from esm2_hyperpod.cluster.schema import request_problems, sagemaker_model
 from esm2_hyperpod.errors import UserError
 
 CREATE_MINUTES = 120
 DELETE_MINUTES = 60
+LATEST_EVENTS = 5
 _HOPELESS = {
     "Failed": "remove it with `hyperpod.py delete --keep_stack`, then create it again",
-    "RollingBack": "wait until AWS has returned it to what it was, then run the same command again",
+    "RollingBack": "wait until AWS has restored its previous state, then run the same command again",
     "Deleting": "wait until it is gone, then run the same command again",
 }
 
@@ -27,17 +25,25 @@ def find_cluster(aws: Aws, name: str) -> dict[str, Any] | None:
     return aws.client("sagemaker").describe_cluster(ClusterName=name) if name in names else None
 
 
+def existing_cluster(aws: Aws, name: str) -> dict[str, Any]:
+    """DescribeCluster's answer; raises `UserError` if there is no such cluster."""
+    cluster = find_cluster(aws, name)
+    if cluster is None:
+        raise UserError(f"no cluster {name} in {aws.region}; create it with: hyperpod.py create")
+    return cluster
+
+
 def list_nodes(aws: Aws, name: str) -> list[dict[str, Any]]:
-    """Every node of the cluster, by group and age."""
+    """Every node of the cluster, sorted by group and age."""
     pages = aws.client("sagemaker").get_paginator("list_cluster_nodes").paginate(ClusterName=name)
     nodes = [node for page in pages for node in page["ClusterNodeSummaries"]]
     return sorted(nodes, key=lambda node: (node["InstanceGroupName"], str(node.get("LaunchTime"))))
 
 
 def ensure_cluster(aws: Aws, request: dict[str, Any]) -> None:
-    """Create the cluster, or go on with the one that is there, and wait until all its nodes run.
+    """Create the cluster, or resume with the existing one, and wait until all its nodes run.
 
-    Raises `UserError` where it failed, with AWS's reasons, or where it differs from `request`.
+    Raises `UserError` if it failed, with AWS's reasons, or if it differs from `request`.
     """
     name = request["ClusterName"]
     cluster = find_cluster(aws, name)
@@ -45,10 +51,10 @@ def ensure_cluster(aws: Aws, request: dict[str, Any]) -> None:
         wait_deleted(aws, name)
         cluster = None
     if cluster:
-        print(f"cluster {name} is there: {cluster['ClusterStatus']}")
+        print(f"cluster {name} exists: {cluster['ClusterStatus']}")
         _check_same_groups(cluster, request)
     else:
-        print(f"creating cluster {name} (15 to 30 minutes, more where capacity is short)")
+        print(f"creating cluster {name} (15 to 30 minutes, longer if capacity is short)")
         try:
             aws.client("sagemaker").create_cluster(**request)
         except ClientError as error:
@@ -59,10 +65,7 @@ def ensure_cluster(aws: Aws, request: dict[str, Any]) -> None:
 
 def change_workers(aws: Aws, name: str, count: int, dry_run: bool) -> None:
     """Set the number of workers. Everything else about the group is sent as AWS describes it."""
-    cluster = find_cluster(aws, name)
-    if cluster is None:
-        raise UserError(f"no cluster {name} in {aws.region}; make it with: hyperpod.py create")
-    group = _group(cluster, "workers")
+    group = _group(existing_cluster(aws, name), "workers")
     current = group["TargetCount"]
     if current == count:
         print(f"cluster {name} already has {count} workers")
@@ -99,11 +102,32 @@ def wait_deleted(aws: Aws, name: str) -> None:
     wait_until(lambda: _observe_deletion(aws, name), DELETE_MINUTES)
 
 
+def failure_lines(aws: Aws, cluster: dict[str, Any]) -> list[str]:
+    """The cluster's own message, its error events, its failed nodes' messages, and the log to read."""
+    lines = [cluster["FailureMessage"]] if cluster.get("FailureMessage") else []
+    if cluster.get("NodeProvisioningMode") == "Continuous":  # AWS keeps events of no other clusters
+        lines += _error_events(aws, cluster["ClusterName"])
+    lines += _failed_nodes(aws, cluster["ClusterName"])
+    if lines:
+        lines.append(f"set-up logs of the nodes: aws logs tail {log_group(cluster)} --region {aws.region}")
+    return [" ".join(line.split()) for line in lines]
+
+
+def log_group(cluster: dict[str, Any]) -> str:
+    """The CloudWatch log group of the nodes' set-up."""
+    return f"/aws/sagemaker/Clusters/{cluster['ClusterName']}/{cluster_id(cluster)}"
+
+
+def cluster_id(cluster: dict[str, Any]) -> str:
+    """The id that AWS gave the cluster: the last part of its ARN."""
+    return cluster["ClusterArn"].rpartition("/")[2]
+
+
 def _observe_running(aws: Aws, name: str, workers: int | None = None) -> tuple[str, bool]:
     """The cluster's state in a line, and whether it is in service with all nodes (`workers` of them)."""
     cluster = find_cluster(aws, name)
     if cluster is None:
-        raise UserError(f"cluster {name}: gone while waiting for it; create it with: hyperpod.py create")
+        raise UserError(f"cluster {name}: deleted while waiting for it; create it with: hyperpod.py create")
     status = cluster["ClusterStatus"]
     reasons = failure_lines(aws, cluster)
     if status in _HOPELESS:
@@ -113,8 +137,8 @@ def _observe_running(aws: Aws, name: str, workers: int | None = None) -> tuple[s
     target = {g["InstanceGroupName"]: g["TargetCount"] for g in cluster["InstanceGroups"]}
     done = status == "InService" and count == target and workers in (None, count.get("workers"))
     nodes = ", ".join(f"{group} {count[group]}/{target[group]}" for group in count)
-    trouble = f"; latest trouble: {reasons[0]}" if reasons and not done else ""
-    return f"cluster {name}: {status}; nodes: {nodes}{trouble}", done
+    problem = f"; latest problem: {reasons[0]}" if reasons and not done else ""
+    return f"cluster {name}: {status}; nodes: {nodes}{problem}", done
 
 
 def _observe_deletion(aws: Aws, name: str) -> tuple[str, bool]:
@@ -123,7 +147,7 @@ def _observe_deletion(aws: Aws, name: str) -> tuple[str, bool]:
         return f"cluster {name}: gone", True
     if cluster["ClusterStatus"] == "Failed":
         reasons = "; ".join(failure_lines(aws, cluster))
-        raise UserError(f"cluster {name}: could not be deleted and may go on billing: {reasons}")
+        raise UserError(f"cluster {name}: could not be deleted and may still bill: {reasons}")
     return f"cluster {name}: {cluster['ClusterStatus']}", False
 
 
@@ -146,3 +170,31 @@ def _check_same_groups(cluster: dict[str, Any], request: dict[str, Any]) -> None
     current = _group(cluster, "workers")["TargetCount"]
     if current != wanted:
         print(f"it has {current} workers, cluster.yaml asks for {wanted}: change it with hyperpod.py scale")
+
+
+def _error_events(aws: Aws, name: str) -> list[str]:
+    sagemaker = aws.client("sagemaker")
+    newest = {"SortBy": "EventTime", "SortOrder": "Descending", "MaxResults": 100}
+    try:
+        events = sagemaker.list_cluster_events(ClusterName=name, **newest)["Events"]
+        errors = [event for event in events if event.get("EventLevel") == "Error"]
+        return [_event_line(sagemaker, name, event) for event in errors[:LATEST_EVENTS]]
+    except ClientError as error:  # the wait must not end because the reasons cannot be read
+        return [f"cannot read the cluster's events: {error.response['Error']['Code']}"]
+
+
+def _event_line(sagemaker: Any, name: str, event: dict[str, Any]) -> str:
+    """The event with the failure message, which only the event's own description holds."""
+    detail = sagemaker.describe_cluster_event(ClusterName=name, EventId=event["EventId"])
+    metadata = detail.get("EventDetails", {}).get("EventDetails", {}).get("EventMetadata", {})
+    messages = [part["FailureMessage"] for part in metadata.values() if part.get("FailureMessage")]
+    where = " ".join(filter(None, (event.get("InstanceGroupName"), event.get("InstanceId"))))
+    return f"{event['EventTime']:%H:%M} {where}: {'; '.join(messages) or event.get('Description', '')}"
+
+
+def _failed_nodes(aws: Aws, name: str) -> list[str]:
+    return [
+        f"node {node['InstanceId']} of {node['InstanceGroupName']}: {node['InstanceStatus']['Message']}"
+        for node in list_nodes(aws, name)
+        if node["InstanceStatus"]["Status"] == "Failure" and node["InstanceStatus"].get("Message")
+    ]

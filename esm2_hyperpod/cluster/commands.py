@@ -1,29 +1,44 @@
-"""The commands that print, ask and act: plan, create, status, delete."""
+"""The commands that print, ask and act: plan, create, status, connect, scale, delete."""
 
 import dataclasses
 import json
+import os
+import shutil
 import sys
 from argparse import Namespace
-from pathlib import Path
+from typing import Any
 
 from esm2_hyperpod.cluster import instances
 from esm2_hyperpod.cluster.aws import Aws
 from esm2_hyperpod.cluster.billing import cost_table, load_prices
-from esm2_hyperpod.cluster.checks import checked_request
-from esm2_hyperpod.cluster.cluster import change_workers, ensure_cluster, find_cluster, list_nodes
+from esm2_hyperpod.cluster.checks import checked_request, instance_counts, preflight
+from esm2_hyperpod.cluster.cluster import (
+    change_workers,
+    cluster_id,
+    ensure_cluster,
+    existing_cluster,
+    failure_lines,
+    find_cluster,
+    list_nodes,
+)
 from esm2_hyperpod.cluster.config import ClusterConfig
-from esm2_hyperpod.cluster.failures import failure_lines
-from esm2_hyperpod.cluster.lifecycle import upload_script
-from esm2_hyperpod.cluster.preflight import instance_counts, preflight
 from esm2_hyperpod.cluster.removal import remove, take_inventory
 from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
 from esm2_hyperpod.cluster.rules import config_problems
-from esm2_hyperpod.cluster.stack import ensure_stack, find_stack
+from esm2_hyperpod.cluster.stack import ensure_stack, find_stack, upload_script
 from esm2_hyperpod.errors import UserError
+
+_INSTALL = {
+    "aws": "https://docs.aws.amazon.com/cli/latest/userguide/getting-started-install.html",
+    "session-manager-plugin": (
+        "https://docs.aws.amazon.com/systems-manager/latest/userguide/"
+        "session-manager-working-with-install-plugin.html"
+    ),
+}
 
 
 def plan(arguments: Namespace, config: ClusterConfig) -> None:
-    """Print what will exist, what will bill, and what AWS alone can tell."""
+    """Print what will exist, what will bill, and what only AWS can confirm."""
     if arguments.json:
         print(json.dumps(create_cluster_request(config, example_outputs(config)), indent=2))
         return
@@ -40,16 +55,16 @@ def plan(arguments: Namespace, config: ClusterConfig) -> None:
         print(
             f"note: {workers.instance_type} has no EFA: {workers.count} nodes will exchange gradients slowly"
         )
-    print("\nUSD an hour, on top of which traffic, requests and logs bill by use")
+    print("\nUSD an hour; traffic, requests and logs also bill, by use")
     print("\n".join(cost_table(config, load_prices(arguments.prices, config.region))))
-    print("\n`create` asks AWS for these first; a new account often has quotas of 0")
+    print("\n`create` first checks these with AWS; a new account often has quotas of 0")
     for instance_type, count in instance_counts(config).items():
         print(f"  quota '{instances.quota_name(instance_type)}' of {count} or more")
-    print(f"  {', '.join(instance_counts(config))} on offer in {config.availability_zone}")
+    print(f"  {', '.join(instance_counts(config))} offered in {config.availability_zone}")
 
 
-def create(arguments: Namespace, config: ClusterConfig, aws: Aws, template: Path) -> None:
-    """Stack, set-up script, cluster: each made only where it is not there yet."""
+def create(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
+    """Stack, set-up script, cluster: each is made only if it does not exist yet."""
     cluster, stack = find_cluster(aws, config.name), find_stack(aws, config.stack_name)
     if cluster is None:
         preflight(aws, config)
@@ -57,17 +72,17 @@ def create(arguments: Namespace, config: ClusterConfig, aws: Aws, template: Path
     print("\n".join(cost_table(config, load_prices(arguments.prices, config.region))))
     if arguments.dry_run:
         for name, there in ((f"stack {config.stack_name}", stack), (f"cluster {config.name}", cluster)):
-            print(f"{name}: {'is there, would be kept' if there else 'would be made'}")
+            print(f"{name}: {'exists, would be kept' if there else 'would be made'}")
         return
     if not (cluster and stack):
-        confirm(f"This makes cluster {config.name} in {config.region}, which bills until deleted.", arguments)
-    made = ensure_stack(aws, config, template)
+        confirm(f"This makes cluster {config.name} in {config.region}. It bills until deleted.", arguments)
+    made = ensure_stack(aws, config, arguments.template)
     upload_script(aws, config, made.LifecycleBucket)
     ensure_cluster(aws, checked_request(config, made))
     print("ready; open a shell with: python cluster_setup/hyperpod.py connect")
 
 
-def status(config: ClusterConfig, aws: Aws) -> None:
+def status(_: Namespace, config: ClusterConfig, aws: Aws) -> None:
     """The cluster, its nodes, what went wrong, and what bills."""
     cluster = find_cluster(aws, config.name)
     if cluster is None:
@@ -81,21 +96,38 @@ def status(config: ClusterConfig, aws: Aws) -> None:
             state = node["InstanceStatus"]["Status"]
             print(f"  {node['InstanceId']}  {node['InstanceGroupName']:<10}  {state}")
         for line in failure_lines(aws, cluster):
-            print(f"  trouble: {line}")
+            print(f"  problem: {line}")
     lines = take_inventory(aws, config).lines()
-    print("bills now:" if lines else "nothing bills")
-    print("".join(f"  {line}\n" for line in lines), end="")
+    _print_list("bills now:" if lines else "nothing bills", lines)
+
+
+def connect(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
+    """Replace this process by a shell on a node, by way of AWS Systems Manager: no SSH key, no open port.
+
+    Raises `UserError` if there is no such running node, or the tools for it are not installed.
+    """
+    cluster = existing_cluster(aws, config.name)
+    node = _choose(list_nodes(aws, config.name), arguments.node)
+    target = f"sagemaker-cluster:{cluster_id(cluster)}_{node['InstanceGroupName']}-{node['InstanceId']}"
+    command = ["aws", "ssm", "start-session", "--region", aws.region, "--target", target]
+    if arguments.dry_run:
+        print(" ".join(command))
+        return
+    for tool, address in _INSTALL.items():
+        if shutil.which(tool) is None:
+            raise UserError(f"{tool} is not installed; get it from {address}")
+    os.execvp(command[0], command)
 
 
 def scale(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
-    """Change the number of workers, once the rules and AWS's quota allow it."""
+    """Change the number of workers, if the rules and AWS's quota allow it."""
     wanted = dataclasses.replace(config, workers=dataclasses.replace(config.workers, count=arguments.count))
     if problems := config_problems(wanted):
         raise UserError("; ".join(problems))
     preflight(aws, wanted)
     change_workers(aws, config.name, arguments.count, arguments.dry_run)
     if arguments.count != config.workers.count and not arguments.dry_run:
-        print(f"write workers.count: {arguments.count} into {arguments.config} as well")
+        print(f"also write workers.count: {arguments.count} into {arguments.config}")
 
 
 def delete(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
@@ -104,27 +136,38 @@ def delete(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     if not found.lines():
         print(f"nothing of cluster {config.name} exists in {config.region}; nothing bills")
         return
-    print("bills now:")
-    print("".join(f"  {line}\n" for line in found.lines()), end="")
-    what = (
-        "the nodes and all on their disks" if arguments.keep_stack else "all of it, the data on /fsx included"
-    )
+    _print_list("bills now:", found.lines())
+    nodes, everything = "the nodes and all data on their disks", "all of it, including the data on /fsx"
+    what = nodes if arguments.keep_stack else everything
     if arguments.dry_run:
         print(f"would remove {what}")
         return
-    confirm(f"This removes {what}, for good.", arguments)
+    confirm(f"This removes {what}. It cannot be undone.", arguments)
     left = remove(aws, config, found, arguments.keep_stack).lines()
-    print("still bills:" if left else "all removed; nothing bills")
-    print("".join(f"  {line}\n" for line in left), end="")
+    _print_list("still bills:" if left else "all removed; nothing bills", left)
     if any(line.startswith("backup") for line in left):
         print("backups are yours to keep; remove one with: aws fsx delete-backup --backup-id ID")
 
 
 def confirm(warning: str, arguments: Namespace) -> None:
-    """Go on only where the user says so; without a terminal to ask on, only with --yes."""
+    """Continue only if the user agrees; without a terminal to ask on, only with --yes."""
     if arguments.yes:
         return
     if not sys.stdin.isatty():
-        raise UserError(f"{warning} There is no terminal to ask on; add --yes to go on")
-    if input(f"{warning} Type yes to go on: ").strip().lower() != "yes":
+        raise UserError(f"{warning} There is no terminal to ask on; add --yes to continue")
+    if input(f"{warning} Type yes to continue: ").strip().lower() != "yes":
         raise UserError("stopped; nothing was changed")
+
+
+def _print_list(headline: str, lines: list[str]) -> None:
+    print(headline, *(f"  {line}" for line in lines), sep="\n")
+
+
+def _choose(nodes: list[dict[str, Any]], wanted: str | None) -> dict[str, Any]:
+    running = [node for node in nodes if node["InstanceStatus"]["Status"] == "Running"]
+    for choice in [wanted] if wanted else ["login", "controller"]:
+        for node in running:
+            if choice in (node["InstanceId"], node["InstanceGroupName"]):
+                return node
+    there = ", ".join(f"{node['InstanceGroupName']} {node['InstanceId']}" for node in running) or "none"
+    raise UserError(f"no running node {wanted or 'login or controller'}; running nodes: {there}")

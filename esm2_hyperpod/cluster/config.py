@@ -1,4 +1,4 @@
-"""Read `cluster.yaml`: the one file a user edits, every default of it, and its shape.
+"""Read `cluster.yaml`, the one file a user edits: its fields, their types and defaults.
 
 This module checks names and types of the fields; `rules` checks what they mean.
 """
@@ -50,7 +50,7 @@ class Fsx:
 
 @dataclass(frozen=True)
 class Options:
-    """What most people leave as it is; `cluster.yaml` says what each does."""
+    """What most people leave unchanged; `cluster.yaml` says what each does."""
 
     vpc_cidr: str = "10.1.0.0/16"
     node_recovery: str = "Automatic"
@@ -63,7 +63,7 @@ class Options:
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """`cluster.yaml` as asked; `folder` is where it lies, and what its relative paths start from."""
+    """The content of `cluster.yaml`; its relative paths start from `folder`, where it is."""
 
     name: str
     region: str
@@ -97,7 +97,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file. Raises `UserError` naming file, line and column where it is not YAML."""
+    """The content of a YAML file. Raises `UserError` with file, line and column if it is not YAML."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except yaml.MarkedYAMLError as error:
@@ -111,7 +111,7 @@ def read_yaml(path: Path) -> Any:
 def load_config(path: Path) -> tuple[ClusterConfig | None, list[str]]:
     """The configuration in `path` and one line for each field whose name or type is wrong.
 
-    The configuration is None where there are such lines. Raises `UserError` if the file is not YAML.
+    The configuration is None if there are such lines. Raises `UserError` if the file is not YAML.
     """
     problems: list[str] = []
     config = _section(ClusterConfig, read_yaml(path), "", problems)

@@ -8,7 +8,7 @@ from the installed botocore.
 import re
 from dataclasses import dataclass
 
-from esm2_hyperpod.cluster.service import sagemaker_model
+from esm2_hyperpod.cluster.schema import sagemaker_model
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What of a cluster still bills, and its removal."""
+"""What still bills of a cluster, and its removal."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +45,7 @@ class Inventory:
 
 
 def take_inventory(aws: Aws, config: ClusterConfig, file_system: str | None = None) -> Inventory:
-    """Ask AWS what exists; `file_system` is the id of one that may be gone and have left backups."""
+    """Ask AWS what exists; `file_system` is the id of one that may be deleted but have left backups."""
     stack = find_stack(aws, config.stack_name)
     resources = _stack_resources(aws, config.stack_name) if stack else {}
     file_system = resources.get("FileSystem", file_system)
@@ -59,7 +59,7 @@ def take_inventory(aws: Aws, config: ClusterConfig, file_system: str | None = No
 
 
 def remove(aws: Aws, config: ClusterConfig, found: Inventory, keep_stack: bool) -> Inventory:
-    """Remove the cluster and, unless `keep_stack`, all else but backups; returns what is left after it."""
+    """Remove the cluster and, unless `keep_stack`, all else except backups; returns what is left."""
     delete_cluster(aws, config.name)
     if not keep_stack:
         if bucket := found.resources.get("LifecycleBucket"):
@@ -92,7 +92,7 @@ def _backups(aws: Aws, file_system: str) -> list[str]:
 
 
 def _empty_bucket(aws: Aws, bucket: str) -> None:
-    """CloudFormation deletes empty buckets only."""
+    """CloudFormation deletes only empty buckets."""
     s3 = aws.client("s3")
     try:
         for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):

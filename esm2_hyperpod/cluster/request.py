@@ -1,4 +1,4 @@
-"""Render the CreateCluster request from `cluster.yaml` and what the stack made."""
+"""Render the CreateCluster request from `cluster.yaml` and the outputs of the stack."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,9 +1,10 @@
-"""What `cluster.yaml` must hold to, beyond names and types: places, machines, storage, addresses.
+"""The rules for `cluster.yaml` beyond names and types: places, machines, storage, addresses.
 
-Each function returns one line for each mistake it finds; none touches AWS.
+Each function returns one line for each mistake it finds. None contacts AWS.
 """
 
 import difflib
+import functools
 import ipaddress
 import re
 from pathlib import Path
@@ -18,7 +19,7 @@ from esm2_hyperpod.errors import problem
 LONGEST_NAME = 25
 # One node takes an address for itself and one for each EFA device; p5 has the most, 32.
 ADDRESSES_WITHOUT_EFA = 1
-# AWS keeps five addresses of each subnet; FSx, controller, login and NAT take some more.
+# AWS reserves five addresses of each subnet; FSx, controller, login and NAT take some more.
 RESERVED_ADDRESSES = 16
 DOCKER_BRIDGE = ipaddress.ip_network("172.17.0.0/16")
 PRIVATE_RANGES = [ipaddress.ip_network(r) for r in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
@@ -40,24 +41,29 @@ def _name(config: ClusterConfig) -> list[str]:
     name = config.name
     if re.fullmatch("[a-z0-9](-?[a-z0-9])*", name) and len(name) <= LONGEST_NAME:
         return []
-    wrong = "becomes part of a bucket's name and cannot be that"
+    wrong = "becomes part of a bucket's name, which does not allow it"
     remedy = f"use at most {LONGEST_NAME} lower-case letters, digits and single hyphens between them"
     return [problem("name", name, wrong, remedy)]
 
 
 def _place(config: ClusterConfig) -> list[str]:
-    session = botocore.session.get_session()
-    partitions = session.get_available_partitions()
-    regions = [r for p in partitions for r in session.get_available_regions("sagemaker", p)]
     region, zone = config.region, config.availability_zone
-    if region not in regions:
-        close = difflib.get_close_matches(region, regions, n=1)
+    if region not in _regions():
+        close = difflib.get_close_matches(region, _regions(), n=1)
         remedy = f"did you mean {close[0]}?" if close else "use one such as us-west-2"
-        return [problem("region", region, "SageMaker is in no such region", remedy)]
+        return [problem("region", region, "SageMaker has no such region", remedy)]
     if not re.fullmatch(re.escape(region) + "[a-z]", zone):
         wrong = f"is not a zone of {region}"
         return [problem("availability_zone", zone, wrong, f"use the region and a letter, as {region}a")]
     return []
+
+
+@functools.cache
+def _regions() -> list[str]:
+    """Where the installed botocore says SageMaker is, in all partitions."""
+    session = botocore.session.get_session()
+    partitions = session.get_available_partitions()
+    return [r for p in partitions for r in session.get_available_regions("sagemaker", p)]
 
 
 def _machines(config: ClusterConfig) -> list[str]:
@@ -77,14 +83,14 @@ def _machines(config: ClusterConfig) -> list[str]:
         if name == "workers" and not instances.has_gpu(group.instance_type):
             problems.append(problem(field, group.instance_type, "has no NVIDIA GPU", "use a g or p type"))
         if name != "workers" and instances.has_gpu(group.instance_type):
-            wrong = "would bill GPUs on a node that does not train"
+            wrong = "would pay for GPUs on a node that does not train"
             problems.append(problem(field, group.instance_type, wrong, "use one such as ml.m5.xlarge"))
     if len({instances.is_arm(instance_type) for instance_type in known.values()}) > 1:
         wrong = "mix Arm and x86 processors, which cannot share one Python environment on /fsx"
-        remedy = "use types of one processor throughout"
+        remedy = "use types of one processor for all groups"
         problems.append(problem("instance_type of the groups", ", ".join(known.values()), wrong, remedy))
     if config.workers.count < 1:
-        wrong = "leaves nothing to train on"
+        wrong = "leaves no node to train on"
         problems.append(problem("workers.count", config.workers.count, wrong, "set it to 1 or more"))
     return problems
 
@@ -95,12 +101,12 @@ def _storage(config: ClusterConfig) -> list[str]:
     if size <= 0 or (size != 1200 and size % 2400):
         nearest = 1200 if size <= 1200 else -(-size // 2400) * 2400
         remedy = f"the next size up is {nearest}"
-        problems.append(problem("fsx.size_gb", size, "FSx makes 1200 and multiples of 2400", remedy))
+        problems.append(problem("fsx.size_gb", size, "FSx offers 1200 and multiples of 2400", remedy))
     if throughput not in (125, 250, 500, 1000):
-        wrong = "is not a throughput FSx makes"
+        wrong = "is not a throughput that FSx offers"
         problems.append(problem("fsx.throughput", throughput, wrong, "use 125, 250, 500 or 1000"))
     if not 1 <= config.workers.local_disk_gb <= 16384:
-        wrong = "is not a size EBS makes"
+        wrong = "is not a size that EBS offers"
         remedy = "use 1 to 16384"
         problems.append(problem("workers.local_disk_gb", config.workers.local_disk_gb, wrong, remedy))
     return problems
@@ -117,7 +123,7 @@ def _addresses(config: ClusterConfig) -> list[str]:
     if not 16 <= network.prefixlen <= 24:
         return [problem(field, cidr, "AWS and two subnets need /16 to /24", "use one such as 10.1.0.0/16")]
     if network.overlaps(DOCKER_BRIDGE):
-        wrong = f"overlaps {DOCKER_BRIDGE}, which Docker takes on each node"
+        wrong = f"overlaps {DOCKER_BRIDGE}, which Docker uses on each node"
         return [problem(field, cidr, wrong, "use one such as 10.1.0.0/16")]
     efa = instances.efa_devices(config.workers.instance_type)
     each = ADDRESSES_WITHOUT_EFA + (32 if efa is None else efa)
@@ -137,7 +143,7 @@ def _lifecycle_script(config: ClusterConfig) -> list[str]:
         if re.fullmatch(f"s3://{re.escape(bucket).replace('ACCOUNT', '[0-9]{12}')}(/[^/]+){{2,}}", script):
             return []
         remedy = f"use s3://{bucket}/FOLDER/SCRIPT"
-        return [problem(field, script, "the nodes may read their own bucket only", remedy)]
+        return [problem(field, script, "the nodes may only read their own bucket", remedy)]
     path = config.folder / script
     if not path.is_file():
         return [problem(field, script, f"there is no file {path}", "correct the path, or write null")]
@@ -167,7 +173,7 @@ def _arns(config: ClusterConfig) -> list[str]:
 
 def _tags(config: ClusterConfig) -> list[str]:
     return [
-        problem(f"options.tags.{key}", value, "AWS keeps the prefix aws: for itself", "rename the tag")
+        problem(f"options.tags.{key}", value, "AWS reserves the prefix aws:", "rename the tag")
         for key, value in config.options.tags.items()
         if key.lower().startswith("aws:")
     ]

@@ -1,16 +1,17 @@
 """Check a request against botocore's model of the service: names, types, enums, patterns and limits.
 
-botocore's own validator checks names, types and minimum lengths before it sends a request, and leaves
-enums, patterns and maxima to the service, which answers only once it is called.
+Before it sends a request, botocore itself checks only names, types and minimum lengths. It leaves enums,
+patterns and maxima to the service.
 """
 
 import difflib
+import functools
 import re
 from typing import Any
 
-from botocore.model import Shape
+import botocore.session
+from botocore.model import ServiceModel, Shape
 
-from esm2_hyperpod.cluster.service import sagemaker_model
 from esm2_hyperpod.errors import problem
 
 _PYTHON_TYPES = {
@@ -26,6 +27,12 @@ _PYTHON_TYPES = {
 _CATEGORIES = {r"\p{L}": r"\w", r"\p{N}": r"\d", r"\p{Z}": " "}
 
 
+@functools.cache
+def sagemaker_model() -> ServiceModel:
+    """The installed botocore's model of SageMaker, read once."""
+    return botocore.session.get_session().get_service_model("sagemaker")
+
+
 def request_problems(operation: str, request: dict[str, Any]) -> list[str]:
     """One line for each place where `request` breaks the model of the SageMaker `operation`."""
     problems: list[str] = []
@@ -38,12 +45,8 @@ def _check(shape: Shape, value: Any, path: str, problems: list[str]) -> None:
         _check_structure(shape, value, path, problems)
     elif shape.type_name == "list":
         _check_list(shape, value, path, problems)
-    elif shape.type_name == "map":
-        _check_map(shape, value, path, problems)
-    elif shape.type_name in _PYTHON_TYPES:
+    elif shape.type_name in _PYTHON_TYPES:  # others, such as maps, are left to botocore
         _check_scalar(shape, value, path, problems)
-    else:
-        problems.append(problem(path, value, f"a {shape.type_name} cannot be checked", "leave it out"))
 
 
 def _check_structure(shape: Shape, value: Any, path: str, problems: list[str]) -> None:
@@ -72,20 +75,10 @@ def _check_list(shape: Shape, value: Any, path: str, problems: list[str]) -> Non
         _check(shape.member, item, f"{path}[{index}]", problems)
 
 
-def _check_map(shape: Shape, value: Any, path: str, problems: list[str]) -> None:
-    if not isinstance(value, dict):
-        problems.append(problem(path, value, "must be a map", "give it key: value pairs"))
-        return
-    _check_limits(shape, len(value), value, path, "entries", problems)
-    for key, item in value.items():
-        _check(shape.key, key, f"{path}.{key}", problems)
-        _check(shape.value, item, f"{path}.{key}", problems)
-
-
 def _check_scalar(shape: Shape, value: Any, path: str, problems: list[str]) -> None:
     expected = _PYTHON_TYPES[shape.type_name]
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
-        problems.append(problem(path, value, f"must be a {shape.type_name}", "correct its type"))
+        problems.append(problem(path, value, f"must be of type {shape.type_name}", "correct its type"))
         return
     if shape.type_name != "string":
         _check_limits(shape, value, value, path, "", problems)
@@ -99,7 +92,7 @@ def _check_scalar(shape: Shape, value: Any, path: str, problems: list[str]) -> N
     _check_limits(shape, len(value), value, path, "characters", problems)
     pattern = shape.metadata.get("pattern")
     if pattern and not re.fullmatch(_as_python(pattern), value):
-        problems.append(problem(path, value, "has characters or a form not accepted", f"match {pattern}"))
+        problems.append(problem(path, value, "has a form that is not accepted", f"match {pattern}"))
 
 
 def _check_limits(shape: Shape, size: float, value: Any, path: str, unit: str, problems: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The CloudFormation stack of network, storage, role and bucket: make it, read it, remove it."""
+"""The CloudFormation stack of network, storage, role and bucket: make it, fill it, read it, remove it."""
 
 import dataclasses
 from pathlib import Path
@@ -6,19 +6,19 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from esm2_hyperpod.cluster.aws import Aws
+from esm2_hyperpod.cluster.aws import Aws, wait_until
 from esm2_hyperpod.cluster.config import ClusterConfig
-from esm2_hyperpod.cluster.progress import wait_until
-from esm2_hyperpod.cluster.request import StackOutputs
+from esm2_hyperpod.cluster.request import StackOutputs, lifecycle_location
 from esm2_hyperpod.cluster.rules import subnets
 from esm2_hyperpod.errors import UserError
 
 USABLE = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMPORT_COMPLETE")
-# Failed on the way up: CloudFormation has undone it, and accepts nothing but its deletion.
+# Creation failed: CloudFormation has undone it, and accepts nothing but its deletion.
 DEAD = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED")
 CREATE_MINUTES = 60
-# Granted or taken back without touching network or data.
+# Can be changed without touching network or data.
 CHANGEABLE = {"ObservabilityWorkspaceArn"}
+LEGACY_TOPOLOGY = "provisioning_parameters.json"
 
 
 def find_stack(aws: Aws, name: str) -> dict[str, Any] | None:
@@ -32,21 +32,21 @@ def find_stack(aws: Aws, name: str) -> dict[str, Any] | None:
 
 
 def outputs(stack: dict[str, Any]) -> StackOutputs:
-    """The outputs of a finished stack; raises `UserError` where some are missing."""
+    """The outputs of a finished stack; raises `UserError` if some are missing."""
     values = {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
     names = {field.name for field in dataclasses.fields(StackOutputs)}
     if missing := names - values.keys():
         raise UserError(
-            f"stack {stack['StackName']}: has no output {', '.join(sorted(missing))}, so it was made by "
-            "something else; choose another name in cluster.yaml"
+            f"stack {stack['StackName']}: has no output {', '.join(sorted(missing))}, so another tool "
+            "made it; choose another name in cluster.yaml"
         )
     return StackOutputs(**{name: values[name] for name in names})
 
 
 def ensure_stack(aws: Aws, config: ClusterConfig, template: Path) -> StackOutputs:
-    """Make the stack, or go on with the one that is there; returns its outputs once it is whole.
+    """Make the stack, or resume with the existing one; returns its outputs once it is complete.
 
-    Raises `UserError` where it failed, with the first reason, or where it was made for other options.
+    Raises `UserError` if it failed, with the first reason, or if it was made for other options.
     """
     stack = find_stack(aws, config.stack_name)
     if stack and stack["StackStatus"] in DEAD:
@@ -62,7 +62,7 @@ def ensure_stack(aws: Aws, config: ClusterConfig, template: Path) -> StackOutput
         print(f"making stack {config.stack_name}: network, file system, role, bucket (about 15 minutes)")
         aws.client("cloudformation").create_stack(**_arguments(config, template))
     else:
-        print(f"stack {config.stack_name} is there: {stack['StackStatus']}")
+        print(f"stack {config.stack_name} exists: {stack['StackStatus']}")
     changed = bool(stack) and _changed_permissions(config, stack)
     wait_until(lambda: _observe_creation(aws, config.stack_name), CREATE_MINUTES)
     if changed:
@@ -86,8 +86,34 @@ def parameters(config: ClusterConfig) -> dict[str, str]:
     }
 
 
+def upload_script(aws: Aws, config: ClusterConfig, bucket: str) -> None:
+    """Upload `options.on_init_complete`, or check that the script already in S3 is there.
+
+    Raises `UserError` if it is missing, or if the legacy topology file is beside it: HyperPod refuses a
+    cluster that has both that file and SlurmConfig.
+    """
+    script = config.options.on_init_complete
+    if script is None:
+        return
+    folder, name = lifecycle_location(script, bucket)
+    bucket_name, _, prefix = folder.removeprefix("s3://").partition("/")
+    s3 = aws.client("s3")
+    if not script.startswith("s3://"):
+        s3.put_object(Bucket=bucket_name, Key=f"{prefix}/{name}", Body=(config.folder / script).read_bytes())
+        print(f"uploaded {script} to {folder}/{name}")
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket_name, Prefix=f"{prefix}/")
+    keys = {item["Key"].removeprefix(f"{prefix}/") for page in pages for item in page.get("Contents", [])}
+    if name not in keys:
+        raise UserError(f"{script}: there is no such object; upload it, or correct options.on_init_complete")
+    if LEGACY_TOPOLOGY in keys:
+        raise UserError(
+            f"{folder}/{LEGACY_TOPOLOGY}: this cluster must not have the legacy topology file; "
+            f"remove it with: aws s3 rm {folder}/{LEGACY_TOPOLOGY}"
+        )
+
+
 def delete_stack(aws: Aws, name: str) -> None:
-    """Delete the stack and wait until it is gone; raises `UserError` with the reason where it stays."""
+    """Delete the stack and wait for it; raises `UserError` with the reason if it cannot be deleted."""
     stack = find_stack(aws, name)
     if stack is None:
         return
@@ -131,11 +157,11 @@ def _observe_creation(aws: Aws, name: str) -> tuple[str, bool]:
         raise UserError(f"stack {name}: {status}: {reason}; correct the cause and run the same command again")
     resources = aws.client("cloudformation").describe_stack_resources(StackName=name)["StackResources"]
     made = sum(resource["ResourceStatus"] == "CREATE_COMPLETE" for resource in resources)
-    return f"stack {name}: {made} of {len(resources)} begun resources are made", False
+    return f"stack {name}: {made} of {len(resources)} started resources are ready", False
 
 
 def _first_failure(aws: Aws, name: str) -> str:
-    """The resource that failed first and why; what failed after it was only cancelled."""
+    """The resource that failed first, and why; the later ones were only cancelled."""
     pages = aws.client("cloudformation").get_paginator("describe_stack_events").paginate(StackName=name)
     failures = [
         f"{event['LogicalResourceId']}: {event.get('ResourceStatusReason', 'no reason given')}"
@@ -153,12 +179,12 @@ def _wait_deleted(aws: Aws, stack_id: str) -> None:
 def _observe_deletion(aws: Aws, stack_id: str) -> tuple[str, bool]:
     stack = find_stack(aws, stack_id)  # by id: a deleted stack's name finds nothing, its id still does
     if stack is None or stack["StackStatus"] == "DELETE_COMPLETE":
-        return "stack: gone", True
+        return "stack: deleted", True
     if stack["StackStatus"] == "DELETE_FAILED":
         reason = _first_failure(aws, stack_id)
         raise UserError(
-            f"stack {stack['StackName']}: could not be deleted and goes on billing: {reason}; nodes may "
-            "still be leaving the network: run `hyperpod.py delete` again in ten minutes, and if it stays, "
-            "remove that resource in the AWS console first"
+            f"stack {stack['StackName']}: could not be deleted and still bills: {reason}; nodes may "
+            "still be leaving the network: run `hyperpod.py delete` again in ten minutes, and if that fails, "
+            "first remove that resource in the AWS console"
         )
     return f"stack: {stack['StackStatus']}", False

@@ -6,9 +6,7 @@ short ones. Instead every P consecutive records go one to each of the P partitio
 """
 
 import contextlib
-import csv
 import hashlib
-import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from esm2_hyperpod.arrow import binary_array, offsets_of, values_of
+from esm2_hyperpod.arrow import binary_array, number_array, offsets_of, values_of
 from esm2_hyperpod.artifacts import sync_files
 from esm2_hyperpod.hashing import key64, mix64
 
@@ -71,7 +69,7 @@ def write_partitions(rows: Iterable[pa.Array], folder: Path, count: int, seed: i
     records of each: name, records, bytes, sha256.
     """
     with contextlib.ExitStack() as stack:
-        partitions = [
+        partitions = [  # not `whole_file`, which would sync them one after the other
             Partition(path, stack.enter_context(open(_temporary(path), "wb")))
             for path in (folder / f"x{index:03d}.csv" for index in range(count))
         ]
@@ -92,14 +90,6 @@ def write_partitions(rows: Iterable[pa.Array], folder: Path, count: int, seed: i
     for partition in partitions:
         _temporary(partition.path).replace(partition.path)
     return [partition.described() for partition in partitions]
-
-
-def id_of_record(record: int, folder: Path, partitions: int, seed: int) -> str:
-    """The id of a record by its number in the source, found in the partition it was dealt to."""
-    path = folder / f"x{int(partition_of(record, 1, partitions, seed)[0]):03d}.csv"
-    with open(path, encoding="utf-8", newline="") as file:  # every group puts one record in each partition
-        row = next(itertools.islice(csv.reader(file), 1 + record // partitions, None))
-    return row[0]
 
 
 def remove_partitions(folder: Path) -> None:
@@ -134,7 +124,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _deal(batch: pa.Array, target: np.ndarray, partitions: list[Partition]) -> None:
-    dealt = batch.take(pa.array(np.argsort(target, kind="stable")))
+    dealt = batch.take(number_array(np.argsort(target, kind="stable")))
     counts = np.bincount(target, minlength=len(partitions))
     values, offsets = values_of(dealt), offsets_of(dealt)
     ends = np.concatenate(([0], np.cumsum(counts)))

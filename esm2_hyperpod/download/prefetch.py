@@ -9,39 +9,23 @@ Item = TypeVar("Item")
 
 
 def prefetch(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:
-    """The same items, made up to `depth` ahead by another thread.
+    """The same items, made up to `depth` ahead by another thread. An exception there is raised here.
 
-    An exception there is raised here. When the consumer stops early, the thread stops too.
+    When the consumer stops early, the thread waits where it is and does not keep the process alive.
     """
     ready: queue.Queue = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-
-    def put(message: tuple) -> None:
-        while not stopped.is_set():
-            try:
-                ready.put(message, timeout=0.1)
-                return
-            except queue.Full:
-                continue
+    end = object()
 
     def produce() -> None:
         try:
             for item in items:
-                put((item, None))
-                if stopped.is_set():
-                    return
-            put((None, StopIteration()))
+                ready.put((item, None))
+            ready.put((end, None))
         except BaseException as error:  # handed over, not swallowed
-            put((None, error))
+            ready.put((end, error))
 
     threading.Thread(target=produce, daemon=True).start()
-    try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        stopped.set()
+    while (message := ready.get())[0] is not end:
+        yield message[0]
+    if message[1] is not None:
+        raise message[1]

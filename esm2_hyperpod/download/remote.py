@@ -1,4 +1,4 @@
-"""Bytes over a network that breaks: fetched by position, taken up again where they stopped.
+"""Bytes over a network that breaks: fetched by position, resumed where they stopped.
 
 A `Remote` is one file behind a URL. Its bytes stream through without being stored; after a break it asks
 for the rest with an HTTP Range (or S3's), and makes sure by ETag, date and size that it is the same file.

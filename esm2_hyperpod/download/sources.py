@@ -1,6 +1,7 @@
 """Where FASTA bytes come from: a URL, an S3 object, a file, or the synthetic generator."""
 
 import hashlib
+import itertools
 import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -29,11 +30,6 @@ class Source:
     size: int | None
     chunks: Iterator[bytes]
 
-    @property
-    def compressed(self) -> bool:
-        """Whether its name says that it is gzip (the bytes decide how it is read)."""
-        return self.name.endswith(".gz")
-
 
 def is_remote(source: str) -> bool:
     """Whether `source` is an address on a network."""
@@ -54,13 +50,13 @@ def open_file(source: str) -> Source:
 def open_remote(url: str, keep_in: Path | None) -> Source:
     """A FASTA behind an address; with `keep_in`, its bytes are also kept there under its own name.
 
-    What was kept of an unfinished download is used: the transfer goes on where it stopped.
+    What was kept of an unfinished download is used: the transfer resumes where it stopped.
     """
     remote = Remote(url)
     if keep_in is None:
         chunks = remote.stream()
-        first = next(chunks, b"")
-        return Source(url, remote.size, _chain(first, chunks))
+        first = next(chunks, b"")  # now the remote knows its size
+        return Source(url, remote.size, itertools.chain([first], chunks))
     return _open_kept(remote, keep_in / Path(urlparse(url).path).name)
 
 
@@ -70,16 +66,13 @@ def published_checksum(url: str) -> str | None:
         return None
     try:
         answer = requests.get(urljoin(url, "RELEASE.metalink"), timeout=15)
-        root = ElementTree.fromstring(answer.content) if answer.ok else None
+        files = ElementTree.fromstring(answer.content).iterfind(".//{*}file") if answer.ok else ()
     except (requests.exceptions.RequestException, ElementTree.ParseError):
         return None
-    if root is None:
-        return None
-    for file in root.iter():
-        if file.tag.endswith("}file") and file.get("name") == Path(urlparse(url).path).name:
-            for entry in file.iter():
-                if entry.tag.endswith("}hash") and entry.get("type") == "md5" and entry.text:
-                    return f"md5:{entry.text.strip().lower()}"
+    for file in files:
+        digest = file.findtext(".//{*}hash[@type='md5']")
+        if digest and file.get("name") == Path(urlparse(url).path).name:
+            return f"md5:{digest.strip().lower()}"
     return None
 
 
@@ -92,7 +85,7 @@ def checked(chunks: Iterator[bytes], checksum: str, name: str) -> Iterator[bytes
         yield chunk
     if digest.hexdigest() != expected:
         raise UserError(
-            f"{name}: its {kind} is {digest.hexdigest()}, not {expected}: damaged on the way, or another "
+            f"{name}: its {kind} is {digest.hexdigest()}, not {expected}: it is corrupt, or another "
             "release; run the same command again, or correct --checksum"
         )
 
@@ -100,14 +93,16 @@ def checked(chunks: Iterator[bytes], checksum: str, name: str) -> Iterator[bytes
 def decompressed(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
     """Plain bytes of a stream that may be gzip (one member or several); others pass as they are.
 
-    Raises `UserError`, with the offset in the compressed file, if the gzip is damaged or cut short.
+    Raises `UserError`, with the offset in the compressed file, if the gzip is corrupt or incomplete.
     """
     first = next(chunks, b"")
+    chunks = itertools.chain([first], chunks)
     if not first.startswith(_GZIP_MAGIC):
-        yield from _chain(first, chunks)
+        yield from chunks
         return
+    # Not `isal.igzip_threaded` (1.9.1): where bytes come slowly, it can end before the last block, silently.
     inflater, offset = _inflater(), 0
-    for chunk in _chain(first, chunks):
+    for chunk in chunks:
         offset += len(chunk)
         while chunk or not (inflater.needs_input or inflater.eof):
             if inflater.eof:
@@ -119,23 +114,17 @@ def decompressed(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
                 yield inflater.decompress(chunk, _INFLATED_BYTES)
             except igzip_lib.error as error:
                 raise UserError(
-                    f"{name}: damaged gzip near compressed byte {offset:,} ({error}); fetch the file again"
+                    f"{name}: corrupt gzip near compressed byte {offset:,} ({error}); fetch the file again"
                 ) from None
             chunk = inflater.unused_data if inflater.eof else b""
     if not inflater.eof:
         raise UserError(
-            f"{name}: the gzip is cut short after {offset:,} compressed bytes; fetch the file again"
+            f"{name}: incomplete gzip, it ends after {offset:,} compressed bytes; fetch the file again"
         )
 
 
 def _inflater() -> igzip_lib.IgzipDecompressor:
     return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-
-
-def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    if first:
-        yield first
-    yield from rest
 
 
 def _read(path: Path) -> Iterator[bytes]:
@@ -166,11 +155,11 @@ def _open_kept(remote: Remote, path: Path) -> Source:
             first = next(rest, b"")
     write_json_atomically(notes, {"url": remote.url, "size": remote.size, "validator": remote.validator})
 
-    def chunks() -> Iterator[bytes]:
+    def chunks() -> Iterator[bytes]:  # not `whole_file`: what came before a kill is kept, and used
         if have:
             yield from _read(part)
         with open(part, "ab" if have else "wb") as file:
-            for chunk in _chain(first, rest):
+            for chunk in itertools.chain([first], rest):
                 file.write(chunk)
                 yield chunk
         part.replace(path)

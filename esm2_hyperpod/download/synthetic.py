@@ -92,7 +92,8 @@ def fasta_chunks(records: int, seed: int, labelled: TextIO) -> Iterator[bytes]:
     rows.writerow(("id", "sequence", "label"))
     wanted = min(records, max(_LEAST_LABELLED, records // _LABELLED_SHARE))
     random = _Random(np.random.PCG64(int(key64(seed))))
-    domains, periods = _families(random)
+    domains = _BACKGROUND[random.bytes(FAMILIES, 48)]
+    periods = 24 + random.below(24, FAMILIES)
     for first in range(0, records, _BATCH_RECORDS):
         count = min(_BATCH_RECORDS, records - first)
         sequences, families, places = _batch(random, domains, periods, count)
@@ -107,13 +108,13 @@ def fasta_chunks(records: int, seed: int, labelled: TextIO) -> Iterator[bytes]:
         yield b"\n".join(text)
 
 
-def _families(random: _Random) -> tuple[np.ndarray, np.ndarray]:
-    """Each family's domain, uint8[FAMILIES, 48], of which the first `periods` residues count."""
-    domains = _BACKGROUND[random.bytes(FAMILIES, 48)]
-    return domains, 24 + random.below(24, FAMILIES)
+def _batch(
+    random: _Random, domains: np.ndarray, periods: np.ndarray, count: int
+) -> tuple[list[bytes], list[int], list[int]]:
+    """`count` sequences, and the family and the place of each.
 
-
-def _batch(random: _Random, domains: np.ndarray, periods: np.ndarray, count: int):
+    `domains`: uint8[FAMILIES, 48], residues; `periods`: int64[FAMILIES], how many of them a family repeats.
+    """
     lengths = _LENGTHS[random.below(len(_LENGTHS), count)]
     family = random.below(FAMILIES, count)
     strayed = random.bytes(count) < _STRAYED_OF_256
@@ -151,35 +152,32 @@ def _add_signals(random: _Random, flat: np.ndarray, starts: np.ndarray, lengths:
     put(starts[secreted] + 1, fixed(b"KR", len(secreted)))
     put(starts[secreted] + 3, _HYDROPHOBIC[random.bytes(len(secreted), 14)])
     put(starts[secreted] + 17, fixed(b"ASA", len(secreted)))
-    for places, table, size in (((_MITOCHONDRION,), _AMPHIPATHIC, 28), ((_PLASTID,), _HYDROXYLATED, 45)):
-        targeted = of(*places)
+    for at_home, table, size in ((_MITOCHONDRION, _AMPHIPATHIC, 28), (_PLASTID, _HYDROXYLATED, 45)):
+        targeted = of(at_home)
         put(starts[targeted] + 1, table[random.bytes(len(targeted), size)])
-    for places, tail in (((_ER,), b"KDEL"), ((_PEROXISOME,), b"SKL")):
-        ending = of(*places)
+    for at_home, tail in ((_ER, b"KDEL"), (_PEROXISOME, b"SKL")):
+        ending = of(at_home)
         put(starts[ending] + lengths[ending] - len(tail), fixed(tail, len(ending)))
 
     def inside(records: np.ndarray, size: int) -> np.ndarray:
         """A random position for `size` residues, clear of both ends."""
         return starts[records] + 25 + random.below(lengths[records] - size - 29, len(records))
 
-    golgi, nuclear, glycosylated, outside = of(_GOLGI), of(_NUCLEUS), of(_LYSOSOME), of(_OUTSIDE)
+    golgi, nuclear, glycosylated, outside, membrane = map(
+        of, (_GOLGI, _NUCLEUS, _LYSOSOME, _OUTSIDE, _MEMBRANE)
+    )
     put(starts[golgi] + 8, _HYDROPHOBIC[random.bytes(len(golgi), 18)])  # type II: one stretch near the start
     for _ in range(3):
         put(inside(nuclear, 7), fixed(b"PKKKRKV", len(nuclear)))
         put(inside(glycosylated, 3), fixed(b"NGT", len(glycosylated)))
         put(inside(outside, 6), fixed(b"CGCSPC", len(outside)))
-        membrane = of(_MEMBRANE)
         put(inside(membrane, 21), _HYDROPHOBIC[random.bytes(len(membrane), 21)])
 
 
 def _accession(index: int, seed: int) -> str:
     """A ten-character accession like UniProt's; different for every index below 36^7."""
     number = (index * 48_271_073_909 + seed) % 36**7  # coprime to 36: a bijection
-    letters = ""
-    for _ in range(7):
-        number, digit = divmod(number, 36)
-        letters += "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"[digit]
-    return f"A0A{letters}"
+    return f"A0A{np.base_repr(number, 36)[::-1].ljust(7, '0')}"
 
 
 def _header(accession: str, index: int, family: int) -> bytes:

@@ -1,14 +1,13 @@
 """Folders that `datasets.load_from_disk` reads, written with pyarrow alone: `datasets` is slow to import."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
 
 import pyarrow as pa
 
-from esm2_hyperpod.arrow import offsets_of, values_of
-from esm2_hyperpod.artifacts import sync_files, write_json_atomically
+from esm2_hyperpod.arrow import number_array, offsets_of, values_of
+from esm2_hyperpod.artifacts import content_digest, file_digest, sync_files, write_json_atomically
 
 FEATURES = {
     "id": {"dtype": "string", "_type": "Value"},
@@ -31,11 +30,9 @@ class ShardWriter:
         self.path = path
         self.records = 0
         self.tokens = 0
-        self.bytes = 0
-        self.closed = False  # pyarrow asks
-        self._digest = hashlib.sha256()
         self._pending: list[tuple[pa.Array, pa.Array]] = []
         self._pending_bytes = 0
+        # Not `whole_file`: it stays open between calls, and `describe_dataset` syncs all shards at once.
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._file = None
         self._stream = None
@@ -46,16 +43,6 @@ class ShardWriter:
         self._pending_bytes += tokens.nbytes + ids.nbytes
         if self._pending_bytes >= _BATCH_BYTES:
             self._flush()
-
-    def write(self, content: bytes) -> int:
-        """What pyarrow's stream writer calls."""
-        self._file.write(content)
-        self._digest.update(content)
-        self.bytes += len(content)
-        return len(content)
-
-    def flush(self) -> None:
-        """What pyarrow's stream writer calls."""
 
     def finish(self) -> dict | None:
         """Complete the file; returns what the manifest says of it, or `None` if there were no rows."""
@@ -69,20 +56,18 @@ class ShardWriter:
             "name": self.path.name,
             "records": self.records,
             "tokens": self.tokens,
-            "bytes": self.bytes,
-            "sha256": self._digest.hexdigest(),
+            "bytes": self.path.stat().st_size,
+            "sha256": file_digest(self.path),
         }
 
     def _flush(self) -> None:
-        ids, tokens = (
-            (pa.concat_arrays(column) for column in zip(*self._pending)) if self._pending else (None, None)
-        )
-        self._pending, self._pending_bytes = [], 0
-        if not ids:
+        if not self._pending:
             return
+        ids, tokens = (pa.concat_arrays(column) for column in zip(*self._pending))
+        self._pending, self._pending_bytes = [], 0
         if self._file is None:
             self._file = open(self._temporary, "wb")  # noqa: SIM115, closed by `finish`
-            self._stream = pa.ipc.new_stream(pa.PythonFile(self, mode="w"), SCHEMA)
+            self._stream = pa.ipc.new_stream(self._file, SCHEMA)
         lists = as_lists(tokens)
         self._stream.write_batch(pa.record_batch([ids, lists], schema=SCHEMA))
         self.records += len(ids)
@@ -96,7 +81,7 @@ def as_lists(tokens: pa.Array) -> pa.Array:
         SCHEMA.field("input_ids").type,
         len(tokens),
         [None, pa.py_buffer(offsets - offsets[0])],
-        children=[pa.array(values_of(tokens))],
+        children=[number_array(values_of(tokens))],
     )
 
 
@@ -107,7 +92,6 @@ def describe_dataset(folder: Path, shards: dict[str, list[dict]]) -> None:
     """
     sync_files(folder / split / file["name"] for split, files in shards.items() for file in files)
     for split, files in shards.items():
-        digest = hashlib.sha256("".join(file["sha256"] for file in files).encode()).hexdigest()
         write_json_atomically(
             folder / split / "dataset_info.json",
             {"citation": "", "description": "", "features": FEATURES, "homepage": "", "license": ""},
@@ -116,7 +100,7 @@ def describe_dataset(folder: Path, shards: dict[str, list[dict]]) -> None:
             folder / split / "state.json",
             {
                 "_data_files": [{"filename": file["name"]} for file in files],
-                "_fingerprint": digest[:16],
+                "_fingerprint": content_digest(files)[:16],
                 "_format_columns": None,
                 "_format_kwargs": {},
                 "_format_type": None,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from esm2_hyperpod.artifacts import CLUSTER_OF_ROW, content_digest, package_versions
+from esm2_hyperpod.artifacts import CLUSTER_OF_ROW, content_digest, package_versions, whole_file
 from esm2_hyperpod.tokenization.partition import changed_residues, token_counts
 from esm2_hyperpod.tokenization.tasks import LENGTH_BINS, cluster_part
 from esm2_hyperpod.tokenization.uniref_clusters import dense_numbers
@@ -53,8 +53,6 @@ def write_cluster_of_row(folder: Path, split: str, partitions: int, clusters: in
     """Join the shards' cluster numbers to one file beside them; returns how many clusters the split has."""
     paths = (cluster_part(folder, split, index) for index in range(partitions))
     numbers, count = dense_numbers([np.load(path) for path in paths], clusters)
-    temporary = folder / split / f".{CLUSTER_OF_ROW}.tmp"
-    with open(temporary, "wb") as file:
+    with whole_file(folder / split / CLUSTER_OF_ROW) as temporary, open(temporary, "wb") as file:
         np.save(file, numbers)
-    temporary.replace(folder / split / CLUSTER_OF_ROW)
     return count

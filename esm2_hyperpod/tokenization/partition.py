@@ -6,9 +6,10 @@ no token for (J, an inner `*`, digits, ...) becomes `<unk>`. All of it is counte
 """
 
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,21 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from esm2_hyperpod.alphabet import BYTE_TO_TOKEN, CLS, EOS, TOKENS, UNK
-from esm2_hyperpod.arrow import as_type, binary_array, offsets_of, values_of
+from esm2_hyperpod.arrow import (
+    as_type,
+    binary_array,
+    binary_scalar,
+    lengths_of,
+    number_array,
+    offsets_of,
+    values_of,
+)
 from esm2_hyperpod.errors import UserError
 
 LONG_SEQUENCES = ("keep", "truncate", "chunk")
 _CSV_BLOCK_BYTES = 4 << 20
-_TABLE = pa.array(BYTE_TO_TOKEN)
+_TABLE = number_array(BYTE_TO_TOKEN)
+_START, _END, _NOTHING = map(binary_scalar, (bytes([CLS]), bytes([EOS]), b""))
 _STOP = ord("*")
 
 
@@ -37,32 +47,18 @@ class Cleaning:
     max_length: int = 1024
     min_length: int = 1
 
-    def described(self) -> dict:
-        """For the manifest."""
-        return asdict(self)
 
-
-class HashingReader:
-    """A file that pyarrow reads while its SHA-256 is taken on the way."""
+class _HashedFile(io.FileIO):
+    """A file whose SHA-256 is taken while it is read."""
 
     def __init__(self, path: Path):
-        self._file = open(path, "rb")  # noqa: SIM115, closed by `close`
+        super().__init__(path)
         self.digest = hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes."""
-        content = self._file.read(size)
+        content = super().read(size)
         self.digest.update(content)
         return content
-
-    @property
-    def closed(self) -> bool:
-        """As of any file."""
-        return self._file.closed
-
-    def close(self) -> None:
-        """As of any file."""
-        self._file.close()
 
 
 def read_partition(path: Path, longest: int, sha256: str) -> Iterator[tuple[pa.Array, pa.Array]]:
@@ -71,7 +67,7 @@ def read_partition(path: Path, longest: int, sha256: str) -> Iterator[tuple[pa.A
     `longest` is the most residues a row may hold, `sha256` what the manifest says of the file. Raises
     `UserError` if it is no such CSV, or at its end if it is not the file that the manifest describes.
     """
-    reader = HashingReader(path)
+    reader = _HashedFile(path)
     try:
         batches = csv.open_csv(
             reader,
@@ -93,7 +89,7 @@ def read_partition(path: Path, longest: int, sha256: str) -> Iterator[tuple[pa.A
         reader.close()
     if reader.digest.hexdigest() != sha256:
         raise UserError(
-            f"{path}: is not the file that the manifest beside it describes (changed or damaged since); "
+            f"{path}: is not the file that the manifest beside it describes (it has changed, or is corrupt); "
             "make it again: 0.download_data.py --overwrite"
         )
 
@@ -109,9 +105,8 @@ def without_end_stops(sequences: pa.Array) -> pa.Array:
 def tokens_of(sequences: pa.Array) -> pa.Array:
     """binary[n]: `<cls>`, a token id a residue, `<eos>`, one byte each."""
     offsets = offsets_of(sequences)
-    body = binary_array(_TABLE.take(pa.array(values_of(sequences))).buffers()[1], offsets - offsets[0])
-    start, end = (pa.scalar(bytes([token]), pa.binary()) for token in (CLS, EOS))
-    return pc.binary_join_element_wise(start, body, end, pa.scalar(b"", pa.binary()))
+    body = binary_array(_TABLE.take(number_array(values_of(sequences))).buffers()[1], offsets - offsets[0])
+    return pc.binary_join_element_wise(_START, body, _END, _NOTHING)
 
 
 def balanced_chunks(
@@ -123,7 +118,7 @@ def balanced_chunks(
     residues they hold, counted from 1. Returns ids, tokens and int64[rows], the row each came from.
     """
     bounds = offsets_of(tokens)
-    sizes = np.diff(bounds).astype(np.int64)
+    sizes = lengths_of(tokens)
     pieces = -(-sizes // max_length)
     source = np.repeat(np.arange(len(sizes)), pieces)
     piece = np.arange(len(source)) - np.repeat(np.cumsum(pieces) - pieces, pieces)

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from pyarrow import compute as pc
 
 from esm2_hyperpod.alphabet import AMINO_ACIDS
+from esm2_hyperpod.arrow import lengths_of
 from esm2_hyperpod.artifacts import read_manifest
 from esm2_hyperpod.figures import new_figure, save_figure
 from esm2_hyperpod.tokenization.partition import byte_counts, read_partition, token_counts
@@ -21,7 +21,7 @@ def plot_partition(folder: Path) -> Path:
     seen, lengths = np.zeros(256, dtype=np.int64), [np.zeros(0, dtype=np.int64)]
     for _, sequences in read_partition(folder / first["name"], manifest["longest"], first["sha256"]):
         seen += byte_counts(sequences)
-        lengths.append(pc.binary_length(sequences).to_numpy(zero_copy_only=False))
+        lengths.append(lengths_of(sequences))
     histogram = np.bincount(np.concatenate(lengths) // _BIN)
     title = f"{first['records']:,} of {manifest['records']:,} records ({first['name']})"
     return _draw(folder, title, manifest["synthetic"], histogram, _BIN, token_counts(seen))

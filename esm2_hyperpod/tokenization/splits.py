@@ -5,7 +5,7 @@ u < test + validation, in train if u < test + validation + train, and in none ot
 are partitioned plays no part, and adding records moves none of the others.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,10 +25,6 @@ class Fractions:
     train: float
     validation: float
     test: float
-
-    def described(self) -> dict[str, float]:
-        """For the manifest."""
-        return asdict(self)
 
     def asked_for(self) -> tuple[str, ...]:
         """The splits that are to hold anything."""

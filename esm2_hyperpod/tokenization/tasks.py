@@ -11,17 +11,16 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from esm2_hyperpod.arrow import values_of
+from esm2_hyperpod.arrow import hash_ids, lengths_of, number_array, values_of
 from esm2_hyperpod.artifacts import file_digest
 from esm2_hyperpod.errors import UserError
-from esm2_hyperpod.hashing import hash_ids
 from esm2_hyperpod.tokenization.dataset import ShardWriter
 from esm2_hyperpod.tokenization.partition import (
     Cleaning,
@@ -63,10 +62,10 @@ class Task:
         return {
             "csv_sha256": self.csv_sha256,
             "count": self.count,
-            "fractions": self.fractions.described(),
+            "fractions": asdict(self.fractions),
             "seed": self.seed,
             "clusters": self.clusters,
-            **self.cleaning.described(),
+            **asdict(self.cleaning),
         }
 
 
@@ -138,19 +137,17 @@ def tokenize_partition(task: Task) -> dict:
     splits = {split: _SplitPart(task, split) for split in task.fractions.asked_for()}
     note = {
         "options": task.options(),
-        "longest": 0,
         "end_stops": 0,
         "too_short": 0,
         "unassigned": 0,
         "unlisted": 0,
     }
-    lengths_seen = np.zeros(1, dtype=np.int64)
+    lengths_seen = [np.zeros(0, dtype=np.int64)]
     for ids, raw in read_partition(task.csv, task.longest, task.csv_sha256):
         ids, sequences, lengths = _cleaned(ids, raw, task.cleaning, note)
         if not len(ids):
             continue
-        note["longest"] = max(note["longest"], int(lengths.max()))
-        lengths_seen = _add(lengths_seen, np.bincount(lengths // LENGTH_BINS))
+        lengths_seen.append(lengths)
         hashes, clusters = hash_ids(ids, task.seed), None
         if table:
             clusters = table.clusters_of(ids)
@@ -165,9 +162,11 @@ def tokenize_partition(task: Task) -> dict:
     note["shards"] = {name: shard for name, part in splits.items() if (shard := part.finish())}
     note["proteins"] = {name: part.proteins for name, part in splits.items()}
     note["bytes_seen"] = {name: part.bytes_seen.tolist() for name, part in splits.items()}
-    note["lengths_seen"] = lengths_seen.tolist()
-    temporary = task.note.with_name(f".{task.note.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(note))  # not synced: a note that a crash tears is no note
+    lengths = np.concatenate(lengths_seen)
+    note["longest"] = int(lengths.max(initial=0))
+    note["lengths_seen"] = np.bincount(lengths // LENGTH_BINS, minlength=1).tolist()
+    temporary = task.note.with_name(f".{task.note.name}.tmp")
+    temporary.write_text(json.dumps(note))  # not `whole_file`, which syncs: a corrupt note is no note
     temporary.replace(task.note)
     return note
 
@@ -182,7 +181,7 @@ def _cleaned(
 ) -> tuple[pa.Array, pa.Array, np.ndarray]:
     """ids, sequences and int64 lengths (before truncation) of the records that stay; counts into `note`."""
     sequences = without_end_stops(raw)
-    lengths = pc.binary_length(sequences).to_numpy(zero_copy_only=False).astype(np.int64)
+    lengths = lengths_of(sequences)
     long_enough = lengths >= cleaning.min_length
     if not long_enough.all():
         note["too_short"] += int((~long_enough).sum())
@@ -216,7 +215,7 @@ class _SplitPart:
         """Add the records at the positions `chosen`."""
         if not len(chosen):
             return
-        at = pa.array(chosen)
+        at = number_array(chosen)
         ids, sequences = ids.take(at), sequences.take(at)
         self.proteins += len(chosen)
         self.bytes_seen += byte_counts(sequences)
@@ -233,11 +232,3 @@ class _SplitPart:
         if self._cluster_path:
             np.save(self._cluster_path, np.concatenate(self._clusters))
         return self._writer.finish()
-
-
-def _add(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The sum of two histograms of any lengths."""
-    total = np.zeros(max(len(left), len(right)), dtype=np.int64)
-    total[: len(left)] += left
-    total[: len(right)] += right
-    return total

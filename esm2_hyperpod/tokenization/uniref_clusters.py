@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv, parquet
 
+from esm2_hyperpod.arrow import hash_ids
 from esm2_hyperpod.artifacts import file_digest
 from esm2_hyperpod.errors import UserError
-from esm2_hyperpod.hashing import hash_ids
 
 CLUSTER_COLUMN, MEMBER_COLUMN = "ur50_id", "ur90_id"  # as in nvidia/esm2_uniref_pretraining_data
 _MEMBERS, _CLUSTER_OF_MEMBER, _CLUSTER_HASH = "members.npy", "cluster_of_member.npy", "cluster_hash.npy"
@@ -75,7 +75,7 @@ def build_table(path: Path, folder: Path, seed: int) -> ClusterTable:
     keys, numbers = keys[order], numbers[order].astype(np.int32)
     again = keys[1:] == keys[:-1]
     if conflicts := int((again & (numbers[1:] != numbers[:-1])).sum()):
-        raise UserError(f"{path}: {conflicts:,} ids are members of more than one cluster; mend the table")
+        raise UserError(f"{path}: {conflicts:,} ids are members of more than one cluster; fix the table")
     first = np.append(True, ~again)
     for name, array in (
         (_MEMBERS, keys[first]),

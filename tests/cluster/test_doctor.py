@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.commands import ROOT
+from helpers.commands import ROOT, run
 from helpers.local_slurm import LocalSlurm
 
 
@@ -45,7 +45,7 @@ def test_healthy(slurm, tmp_path):
         line[7:].split(":")[0] for line in lines if line.startswith("ok")
     }
     assert any("all-reduce over 2 node(s), 2 processes" in line and "GB/s" in line for line in lines)
-    assert lines[-1] == "nothing wrong was found: go on"
+    assert lines[-1] == "no problems found"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -120,3 +120,9 @@ def test_slurm_does_not_answer(slurm, tmp_path):
 def test_no_slurm(slurm, tmp_path):
     code, lines = doctor(slurm, tmp_path, PATH=str(tmp_path))
     assert code == 0 and any("only this machine" in line for line in lines)
+
+
+def test_the_default_folder_is_that_of_the_user_also_where_no_variable_names_the_user():
+    nameless = ["env", "-u", "USER", "-u", "LOGNAME", "-u", "LNAME", "-u", "USERNAME", "-u", "FSX_DIR"]
+    text = run(*nameless, sys.executable, "cluster_setup/doctor.py", "--help", COLUMNS="200").stdout
+    assert f"default: /fsx/{run('id', '-un').stdout.strip()}\n" in text

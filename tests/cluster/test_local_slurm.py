@@ -9,18 +9,23 @@ from helpers.commands import ROOT
 from helpers.local_slurm import LocalSlurm
 
 WHERE = "srun --ntasks-per-node=1 bash -c 'echo $SLURM_NODEID $SLURMD_NODENAME $SLURM_RESTART_COUNT'"
+# Script, step and their children ignore SIGTERM; one child has left session and environment as well.
+STUBBORN = """#!/bin/bash
+trap '' TERM INT HUP
+sleep 600 &
+srun bash -c "trap '' TERM INT HUP; setsid env -i sleep 600 & echo step; sleep 600; true" &
+echo script
+wait
+"""
 
 
-@pytest.fixture
-def two_clusters(tmp_path):
-    clusters = []
-    for name, nodes in (("one", 3), ("two", 1)):
-        (tmp_path / name).mkdir()
-        clusters.append(LocalSlurm(tmp_path / name, nodes))
-    yield clusters
-    for cluster in clusters:
-        if cluster.conf.exists():
-            cluster.stop()
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """Three nodes for all tests that leave it running."""
+    cluster = LocalSlurm(tmp_path_factory.mktemp("slurm"))
+    yield cluster
+    cluster.stop()
+    assert processes_of(cluster.folder) == []
 
 
 def script(*words: str) -> subprocess.CompletedProcess:
@@ -28,47 +33,74 @@ def script(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
-def daemons_of(folder: Path) -> list[str]:
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if str(folder) in " ".join(process.info["cmdline"] or ()):
-            found.append(process.info["cmdline"][0])
-    return sorted(Path(name).name for name in found)
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """All that name the folder in command line or environment, and the children of them."""
+    found = set()
+    for process in psutil.process_iter():
+        files = [Path(f"/proc/{process.pid}/{name}") for name in ("cmdline", "environ")]
+        try:
+            if any(str(folder).encode() in file.read_bytes() for file in files):
+                found |= {process, *process.children(recursive=True)}
+        except (OSError, psutil.NoSuchProcess):  # it has ended, or belongs to somebody else
+            continue
+    return [process for process in found if command_of(process)]
 
 
-def test_two_instances_run_jobs_and_leave_nothing(two_clusters):
-    three, one = two_clusters
-    assert daemons_of(three.folder) == ["munged", "slurmctld", *["slurmd"] * 3]
-
-    wide = three.sbatch("--nodes=3", f"--wrap={WHERE}")
-    other = one.sbatch("--nodes=1", f"--wrap={WHERE}")
-    assert (three.wait(wide), one.wait(other)) == ("COMPLETED", "COMPLETED")
-    assert sorted(three.log(wide).splitlines()) == ["0 node1", "1 node2", "2 node3"]
-    assert one.log(other) == "0 node1\n"
-
-    running = three.sbatch("--nodes=2", "--wrap=srun sleep 300")
-    three.until(lambda: three.field(running, "JobState") == "RUNNING", "the job to start")
-    three.stop()
-    assert daemons_of(three.folder) == [] and not three.folder.exists()
-    assert three.processes() == []
-    assert "idle" in one.run("sinfo", "-h", "-o", "%t")  # the other one lives on
+def command_of(process: psutil.Process) -> str:
+    """Its command line; empty where it has ended, though its parent may not have noticed."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
-def test_requeued_job_keeps_its_id_and_its_log(two_clusters):
-    cluster = two_clusters[0]
+def test_jobs_run_on_all_nodes_and_a_requeued_one_keeps_its_id_and_its_log(slurm):
+    daemons = [command_of(process).split(" ")[0] for process in processes_of(slurm.folder)]
+    assert {name: daemons.count(name) for name in ("munged", "slurmctld", "slurmd")} == {
+        "munged": 1, "slurmctld": 1, "slurmd": 3
+    }  # fmt: skip
+    wide = slurm.sbatch("--nodes=3", f"--wrap={WHERE}")
     again = f'{WHERE}; [ "$SLURM_RESTART_COUNT" ] || scontrol requeue $SLURM_JOB_ID'
-    job = cluster.sbatch("--nodes=1", "--requeue", "--open-mode=append", f"--wrap={again}")
-    assert cluster.wait(job) == "COMPLETED"
-    assert cluster.log(job).splitlines()[0] == "0 node1" and cluster.log(job).splitlines()[-1] == "0 node1 1"
+    requeued = slurm.sbatch("--nodes=1", "--requeue", "--open-mode=append", f"--wrap={again}")
+    assert (slurm.wait(wide), slurm.wait(requeued)) == ("COMPLETED", "COMPLETED")
+    assert sorted(slurm.log(wide).splitlines()) == ["0 node1", "1 node2", "2 node3"]
+    lines = slurm.log(requeued).splitlines()
+    assert lines[0] == "0 node1" and lines[-1] == "0 node1 1"
 
 
-def test_status_and_second_start(two_clusters):
-    folder = str(two_clusters[1].folder)
+def test_stop_leaves_nothing_not_even_what_ignores_it_and_touches_nothing_else(slurm, tmp_path):
+    other = LocalSlurm(tmp_path, 2)
+    # Who has exported SLURM_CONF, as `start` says, uses this Slurm and is no part of it.
+    users_shell = subprocess.Popen(["sleep", "600"], env=other.environment())
+    try:
+        (tmp_path / "stubborn.sh").write_text(STUBBORN)
+        polite = other.sbatch("--nodes=1", "--wrap=srun sleep 600")
+        stubborn = other.sbatch("--nodes=1", str(tmp_path / "stubborn.sh"))
+        other.until(lambda: other.field(polite, "JobState") == "RUNNING", "the job to start")
+        other.until(lambda: {"script", "step"} <= set(other.log(stubborn).split()), "script and step")
+        running = [process for process in processes_of(tmp_path) if process.pid != users_shell.pid]
+        commands = [command_of(process) for process in running]
+        assert sum(command.endswith("sleep 600") for command in commands) >= 3
+        assert sum(command.startswith("slurmstepd") for command in commands) >= 3
+        other.stop()
+        assert [command_of(process) for process in running if command_of(process)] == []
+        assert [process.pid for process in processes_of(tmp_path)] == [users_shell.pid]
+        assert not other.folder.exists()
+    finally:
+        if other.conf.exists():
+            other.stop()
+        users_shell.kill()
+        users_shell.wait()
+    assert slurm.wait(slurm.sbatch("--nodes=1", "--wrap=srun true")) == "COMPLETED"
+
+
+def test_status_and_second_start(slurm):
+    folder = str(slurm.folder)
     status = script("status", "--dir", folder)
     assert "node1" in status.stdout and f"export SLURM_CONF={folder}/slurm.conf" in status.stdout
     again = script("start", "--dir", folder)
     assert again.returncode == 1 and "already started" in again.stderr
-    assert "idle" in two_clusters[1].run("sinfo", "-h", "-o", "%t")
+    assert "idle" in slurm.run("sinfo", "-h", "-o", "%t")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +109,7 @@ def test_status_and_second_start(two_clusters):
         (["start", "--nodes", "0"], "--nodes 0"),
         (["start", "--nodes"], "--nodes: a value is missing"),
         (["start", "--hosts", "3"], "unknown option --hosts"),
-        (["begin"], "say what to do"),
+        (["begin"], "usage: local_slurm.sh"),
         (["status"], "no local Slurm runs there"),
         (["stop"], "no local Slurm there"),
     ],

@@ -1,9 +1,8 @@
 """hyperpod.py as a user runs it, against moto's AWS on loopback: create, status, connect, delete."""
 
+import functools
 import logging
 import re
-import runpy
-import sys
 import urllib.request
 from types import SimpleNamespace
 
@@ -12,6 +11,10 @@ import yaml
 from helpers import cluster_moto
 from helpers.commands import ROOT, run
 
+from esm2_hyperpod.cluster import aws as aws_module
+
+# Making clients anew for each command takes longer than the rest of it.
+shared_aws = functools.cache(aws_module.Aws)
 CONFIG = ROOT / "cluster_setup" / "cluster.yaml"
 COMMAND = str(ROOT / "cluster_setup" / "hyperpod.py")
 
@@ -58,21 +61,14 @@ def _start_over(server):
 
 
 @pytest.fixture
-def hyperpod(server, monkeypatch, capsys):
-    """Runs hyperpod.py whole, in this process: importing boto3 anew takes longer than the rest."""
+def hyperpod(server, hyperpod, monkeypatch):
+    """hyperpod.py with the server as its AWS, and the clients of the commands before."""
+    monkeypatch.setattr(aws_module, "Aws", shared_aws)
 
-    def hyperpod(command, *arguments, code=0):
-        words = [COMMAND, command, "--endpoint_url", server.address, *arguments]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(COMMAND, run_name="__main__")
-        output = capsys.readouterr()
-        message = stop.value.code if isinstance(stop.value.code, str) else ""
-        assert (1 if message else stop.value.code or 0) == code, output.out + message
-        return SimpleNamespace(out=output.out, error=message)
+    def on_server(command, *arguments, code=0):
+        return hyperpod(command, "--endpoint_url", server.address, *arguments, code=code)
 
-    return hyperpod
+    return on_server
 
 
 def clusters(address):
@@ -151,7 +147,7 @@ def test_create_goes_on_where_it_was_interrupted_and_twice_is_once(aws_with_clus
     cloudformation = cluster_moto.client("cloudformation", aws_with_cluster)
     (stack,) = cloudformation.describe_stacks()["Stacks"]
     again = hyperpod("create", "--yes").out
-    assert "cluster esm2 is there" in again and "making stack" not in again
+    assert "cluster esm2 exists" in again and "making stack" not in again
 
     cluster_moto.client("sagemaker", aws_with_cluster).delete_cluster(ClusterName="esm2")
     bucket, key = "sagemaker-esm2-123456789012-us-west-2", "lifecycle/provisioning_parameters.json"
@@ -161,23 +157,23 @@ def test_create_goes_on_where_it_was_interrupted_and_twice_is_once(aws_with_clus
 
     cluster_moto.client("s3", aws_with_cluster).delete_object(Bucket=bucket, Key=key)
     output = hyperpod("create", "--yes").out
-    assert "stack esm2-hyperpod is there" in output and "creating cluster esm2" in output
+    assert "stack esm2-hyperpod exists" in output and "creating cluster esm2" in output
     (same,) = cloudformation.describe_stacks()["Stacks"]
     assert stack["StackId"] == same["StackId"] and clusters(aws_with_cluster) == ["esm2"]
 
 
 def test_nothing_is_made_without_a_yes_nor_in_a_dry_run(aws, hyperpod):
-    assert "add --yes to go on" in hyperpod("create", code=1).error
+    assert "add --yes to continue" in hyperpod("create", code=1).error
     assert "cluster esm2: would be made" in hyperpod("create", "--dry_run").out
     assert "does not exist" in hyperpod("status").out and "nothing bills" in hyperpod("status").out
     assert clusters(aws) == [] and stacks(aws) == []
 
 
 def test_nothing_is_removed_or_changed_without_a_yes_nor_in_a_dry_run(aws_with_cluster, hyperpod):
-    assert "add --yes to go on" in hyperpod("delete", code=1).error
+    assert "add --yes to continue" in hyperpod("delete", code=1).error
     assert "would remove all of it" in hyperpod("delete", "--dry_run").out
     assert "would change cluster esm2 from 2 to 3" in hyperpod("scale", "--count", "3", "--dry_run").out
-    assert "is there, would be kept" in hyperpod("create", "--dry_run").out
+    assert "exists, would be kept" in hyperpod("create", "--dry_run").out
     assert clusters(aws_with_cluster) == ["esm2"] and stacks(aws_with_cluster) == ["esm2-hyperpod"]
 
 

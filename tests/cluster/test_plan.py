@@ -5,13 +5,16 @@ import json
 
 import pytest
 import yaml
-from helpers.commands import ROOT, run
+from botocore.validate import ParamValidator
+from helpers.commands import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esm2_hyperpod.cluster.billing import load_prices
-from esm2_hyperpod.cluster.checks import check_request, checked_config
+from esm2_hyperpod.cluster.checks import checked_config
+from esm2_hyperpod.cluster.instances import accepted_types, has_gpu, is_arm
 from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
+from esm2_hyperpod.cluster.schema import request_problems, sagemaker_model
 from esm2_hyperpod.errors import UserError
 
 SETUP = ROOT / "cluster_setup"
@@ -108,14 +111,14 @@ def test_each_planted_mistake_is_one_line_with_field_value_and_remedy(tmp_path, 
     assert ": " in lines[0] and "; " in lines[0]
 
 
-def test_all_mistakes_are_told_at_once_and_the_command_exits_with_1(tmp_path):
+def test_all_mistakes_are_told_at_once_and_the_command_exits_with_1(tmp_path, hyperpod):
     path = planted(
         tmp_path, {"name": "E", "workers.count": 0, "options.node_recovery": "No", "fsx.size_gb": 1}
     )
-    result = run("cluster_setup/hyperpod.py", "plan", "--config", path, check=False)
-    assert result.returncode == 1 and result.stdout == ""
-    assert f"{path}: 4 mistakes; nothing was created or changed" in result.stderr.splitlines()[0]
-    fields = [line.split(" = ")[0].strip() for line in result.stderr.splitlines()[1:]]
+    result = hyperpod("plan", "--config", path, code=1)
+    headline, *lines = result.error.splitlines()
+    assert result.out == "" and f"{path}: 4 mistakes; nothing was created or changed" in headline
+    fields = [line.split(" = ")[0].strip() for line in lines]
     assert sorted(fields) == ["fsx.size_gb", "name", "options.node_recovery", "workers.count"]
 
 
@@ -165,8 +168,8 @@ def test_the_shipped_file_states_every_default():
     assert minimal["name"] == shipped.name
 
 
-def test_plan_tells_what_will_exist_and_bill_and_what_it_does_not_know(tmp_path):
-    output = run("cluster_setup/hyperpod.py", "plan").stdout
+def test_plan_tells_what_will_exist_and_bill_and_what_it_does_not_know(hyperpod):
+    output = hyperpod("plan").out
     for part in ("2 x ml.g5.24xlarge, each with 4 x A10G 24 GB, 70 dense", "FSx for Lustre, 1200 GB"):
         assert part in output
     assert "quota 'ml.g5.24xlarge for cluster usage' of 2 or more" in output
@@ -183,8 +186,8 @@ def priced(tmp_path, **changes):
     return path
 
 
-def test_plan_sums_the_prices_it_is_given(tmp_path):
-    output = run("cluster_setup/hyperpod.py", "plan", "--prices", priced(tmp_path)).stdout
+def test_plan_sums_the_prices_it_is_given(tmp_path, hyperpod):
+    output = hyperpod("plan", "--prices", priced(tmp_path)).out
     # 2 nodes at 10 an hour; 1,200 GB at 0.73 a month of 730 hours are 1.2 an hour
     assert "21.200  USD an hour, 508.80 a day" in output and "read on today from made up" in output
 
@@ -196,7 +199,7 @@ def test_plan_sums_the_prices_it_is_given(tmp_path):
         ({"region": "eu-west-1"}, "the prices are for eu-west-1"),
         ({"usd": {"ml.g5.24xlarge": "10 USD"}}, "is not a price"),
         ({"usd": {"ml.g5.24xlarge": -1}}, "is not a price"),
-        ({"usd": None}, "needs the fields"),
+        ({"usd": None}, "must have the fields"),
     ],
 )
 def test_prices_that_cannot_be_trusted_are_refused(tmp_path, changes, message):
@@ -210,9 +213,9 @@ def test_no_price_is_shipped():
     assert set(prices["usd"].values()) == {None} and prices["source"] is None
 
 
-@pytest.fixture(scope="module")
-def request_of_plan():
-    return json.loads(run("cluster_setup/hyperpod.py", "plan", "--json").stdout)
+@pytest.fixture
+def request_of_plan(hyperpod):
+    return json.loads(hyperpod("plan", "--json").out)
 
 
 def _set(*path):
@@ -227,27 +230,16 @@ def _set(*path):
     return change
 
 
-def _drop(*path):
-    *keys, last = path
-
-    def change(request):
-        for key in keys:
-            request = request[key]
-        del request[last]
-
-    return change
-
-
 G = "InstanceGroups"
 WRONG_REQUESTS = {
-    "no cluster name": (_drop("ClusterName"), "ClusterName"),
+    "no cluster name": (lambda request: request.pop("ClusterName"), "ClusterName"),
     "empty name": (_set("ClusterName", ""), "ClusterName"),
     "pattern": (_set("ClusterName", "esm2-"), "ClusterName"),
     "too long": (_set("ClusterName", "x" * 64), "ClusterName"),
     "no groups": (_set(G, []), G),
     "misspelled field": (_set(G, 0, "InstanceTypo", "x"), "did you mean InstanceType?"),
-    "count as text": (_set(G, 1, "InstanceCount", "2"), "must be a integer"),
-    "count as boolean": (_set(G, 1, "InstanceCount", True), "must be a integer"),
+    "count as text": (_set(G, 1, "InstanceCount", "2"), "must be of type integer"),
+    "count as boolean": (_set(G, 1, "InstanceCount", True), "must be of type integer"),
     "too many nodes": (_set(G, 1, "InstanceCount", 6759), "at most 6758"),
     "unknown type": (_set(G, 1, "InstanceType", "ml.g5.25xlarge"), "did you mean"),
     "role that is none": (_set(G, 0, "ExecutionRole", "arn:aws:iam::1:role/short"), "ExecutionRole"),
@@ -263,43 +255,16 @@ WRONG_REQUESTS = {
     "six security groups": (_set("VpcConfig", "SecurityGroupIds", ["sg-1"] * 6), "at most 5"),
     "provisioning": (_set("NodeProvisioningMode", "OnDemand"), "Continuous"),
     "tag with a semicolon": (_set("Tags", [{"Key": "a;b", "Value": "c"}]), "Tags[0].Key"),
-    "two controllers": (_set(G, 1, "SlurmConfig", {"NodeType": "Controller"}), "2 groups are Controller"),
-    "no controller": (_drop(G, 0), "0 groups are Controller"),
-    "controller of two": (_set(G, 0, "InstanceCount", 2), "the controller is one node"),
-    "no workers": (_drop(G, 1), "no group is Compute"),
-    "group without Slurm": (_drop(G, 1, "SlurmConfig"), "is missing in 1 groups"),
-    "partition on controller": (_set(G, 0, "SlurmConfig", "PartitionNames", ["a"]), "only compute groups"),
-    "one name twice": (_set(G, 1, "InstanceGroupName", "controller"), "names 2 groups"),
-    "no type": (_drop(G, 1, "InstanceType"), "exactly one of InstanceType"),
-    "both kinds of type": (
-        _set(G, 1, "InstanceRequirements", {"InstanceTypes": ["ml.g5.xlarge"]}), "exactly one of"),
-    "bucket": (_set(G, 0, "LifeCycleConfig", "SourceS3Uri", "s3://mine/x"), "start with sagemaker-"),
-    "legacy script": (
-        _set(G, 0, "LifeCycleConfig", {"SourceS3Uri": "s3://sagemaker-a/x", "OnCreate": "a.sh"}), "replaces"),
-    "both scripts": (_set(G, 0, "LifeCycleConfig", "OnCreate", "a.sh"), "has OnCreate as well"),
-    "no shared disk": (_set(G, 0, "InstanceStorageConfigs", []), "would not see the shared file system"),
-    "no orchestrator": (_drop("Orchestrator"), "needs the Slurm orchestrator"),
-    "no network": (_drop("VpcConfig"), "FSx and EFA need a VPC"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mistake", WRONG_REQUESTS)
-def test_no_bad_request_gets_through(request_of_plan, mistake):
-    change, message = WRONG_REQUESTS[mistake]
-    wrong = copy.deepcopy(request_of_plan)
-    assert check_request(wrong) == []
-    change(wrong)
-    assert any(message in line for line in check_request(wrong)), check_request(wrong)
-
-
-def test_a_login_group_and_a_mixed_mount_are_seen(request_of_plan):
-    two_logins = copy.deepcopy(request_of_plan)
-    login = copy.deepcopy(two_logins[G][0]) | {"SlurmConfig": {"NodeType": "Login"}}
-    two_logins[G] += [login | {"InstanceGroupName": "login"}, login | {"InstanceGroupName": "login-2"}]
-    assert any("2 groups are Login" in line for line in check_request(two_logins))
-    mounted_twice = copy.deepcopy(request_of_plan)
-    mounted_twice[G][0]["InstanceStorageConfigs"] *= 2
-    assert any("is mounted twice" in line for line in check_request(mounted_twice))
+def test_no_bad_request_gets_through(request_of_plan):
+    assert request_problems("CreateCluster", request_of_plan) == []
+    for mistake, (change, message) in WRONG_REQUESTS.items():
+        wrong = copy.deepcopy(request_of_plan)
+        change(wrong)
+        lines = request_problems("CreateCluster", wrong)
+        assert any(message in line for line in lines), (mistake, lines)
 
 
 def test_options_reach_the_request(tmp_path):
@@ -324,19 +289,94 @@ def test_options_reach_the_request(tmp_path):
     assert not any("LifeCycleConfig" in group for group in request[G])
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-        lambda inner: (
-            st.lists(inner, max_size=3)
-            | st.dictionaries(st.sampled_from([*SHIPPED, "count", "x"]), inner, max_size=4)
-        ),
-        max_leaves=12,
-    )
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*SHIPPED, "count", "x"]), inner, max_size=4)
+    ),
+    max_leaves=12,
 )
-def test_whatever_the_file_holds_the_answer_is_a_refusal_or_a_valid_cluster(tmp_path_factory, content):
+
+
+@settings(max_examples=60, deadline=None)
+@given(ANYTHING)
+def test_no_random_file_is_a_cluster_or_ends_in_another_exception(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("any") / "cluster.yaml"
     path.write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError):  # no random file is a cluster; none may end in another exception
+    with pytest.raises(UserError):
         checked_config(path)
+
+
+X86 = [name for name in accepted_types() if not is_arm(name)]
+WITHOUT_GPU = st.sampled_from([name for name in X86 if not has_gpu(name)])
+TAG = st.text("aZé09 _.:/=+-@", min_size=1, max_size=20)
+
+
+@st.composite
+def changes_to_every_field(draw):
+    """A good value for every field of cluster.yaml, or for all but one; and which one, or None."""
+    region = draw(st.sampled_from(["us-west-2", "eu-central-1", "ap-northeast-1"]))
+    name = draw(st.text("abc019", min_size=1, max_size=25))
+    bucket = f"s3://sagemaker-{name}-123456789012-{region}"
+    fields = {
+        "name": st.just(name),
+        "region": st.just(region),
+        "availability_zone": st.sampled_from("abcd").map(lambda letter: region + letter),
+        "workers.instance_type": st.sampled_from([kind for kind in X86 if has_gpu(kind)]),
+        "workers.count": st.integers(1, 900),
+        "workers.local_disk_gb": st.integers(1, 16384),
+        "workers.training_plan_arn": st.sampled_from([None, PLAN_ARN.replace("us-east-1", region)]),
+        "controller.instance_type": WITHOUT_GPU,
+        "login": st.none() | st.fixed_dictionaries({"instance_type": WITHOUT_GPU}),
+        "fsx.size_gb": st.just(1200) | st.integers(1, 40).map(lambda n: 2400 * n),
+        "fsx.throughput": st.sampled_from([125, 250, 500, 1000]),
+        "options.vpc_cidr": st.sampled_from(["10.1.0.0/16", "172.31.0.0/16", "192.168.0.0/16"]),
+        "options.node_recovery": st.sampled_from(["Automatic", "None"]),
+        "options.continuous_provisioning": st.booleans(),
+        "options.deep_health_checks": st.booleans(),
+        "options.on_init_complete": st.sampled_from([None, "on_init_complete.sh", f"{bucket}/a/b.sh"]),
+        "options.observability_workspace": st.sampled_from(
+            [None, f"arn:aws:aps:{region}:123456789012:workspace/ws-1"]
+        ),
+        "options.tags": st.dictionaries(TAG, TAG, max_size=3),
+    }
+    wild = draw(st.none() | st.sampled_from(list(fields)))
+    if wild:
+        fields[wild] = ANYTHING
+    return {field: draw(values) for field, values in fields.items()}, wild
+
+
+@settings(max_examples=50, deadline=None)
+@given(changes_to_every_field())
+def test_what_is_accepted_renders_a_request_that_hyperpod_takes(tmp_path_factory, drawn):
+    """Good values are accepted; with anything at all in one of the fields, the file is refused or fine."""
+    changes, wild = drawn
+    path = planted(tmp_path_factory.mktemp("good"), changes)
+    try:
+        config = checked_config(path)
+    except UserError:
+        assert wild
+        return
+    request = create_cluster_request(config, example_outputs(config))
+    shape = sagemaker_model().operation_model("CreateCluster").input_shape
+    assert not ParamValidator().validate(request, shape).has_errors()
+    assert request_problems("CreateCluster", request) == []
+    assert request["VpcConfig"] and "Slurm" in request["Orchestrator"]
+    groups = {group["InstanceGroupName"]: group for group in request[G]}
+    assert len(groups) == len(request[G])
+    kinds = [group["SlurmConfig"]["NodeType"] for group in request[G]]
+    assert kinds == ["Controller", *["Login"] * bool(config.login), "Compute"]
+    assert groups["controller"]["InstanceCount"] == 1 and groups["workers"]["InstanceCount"] >= 1
+    for name, group in groups.items():
+        assert "InstanceType" in group and "InstanceRequirements" not in group
+        assert ("PartitionNames" in group["SlurmConfig"]) == (name == "workers")
+        storage = group["InstanceStorageConfigs"]
+        assert all(len(item) == 1 for item in storage)
+        assert [item["FsxLustreConfig"]["MountPath"] for item in storage if "FsxLustreConfig" in item] == [
+            "/fsx"
+        ]
+        scripts = group.get("LifeCycleConfig", {"SourceS3Uri": "s3://sagemaker-", "OnInitComplete": ""})
+        # OnCreate would replace the set-up of Slurm that comes with the image.
+        assert set(scripts) == {"SourceS3Uri", "OnInitComplete"}
+        assert scripts["SourceS3Uri"].startswith("s3://sagemaker-")

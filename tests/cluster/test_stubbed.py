@@ -7,9 +7,10 @@ import pytest
 from botocore.stub import ANY, Stubber
 from helpers.commands import ROOT
 
-from esm2_hyperpod.cluster import cluster, preflight, progress, stack
+from esm2_hyperpod.cluster import aws as aws_module
+from esm2_hyperpod.cluster import cluster, stack
 from esm2_hyperpod.cluster.aws import Aws, readable_errors
-from esm2_hyperpod.cluster.checks import checked_config
+from esm2_hyperpod.cluster.checks import checked_config, preflight
 from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
 from esm2_hyperpod.errors import UserError
 
@@ -21,20 +22,27 @@ NOW = datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.timezone.utc)
 EVENT = "00000000-0000-0000-0000-000000000001"
 
 
-@pytest.fixture
-def aws(monkeypatch):
-    """An Aws whose clients answer only what a test has queued, and whose waits take no time."""
-    monkeypatch.setattr(progress, "POLL_SECONDS", 0)
-    connection = Aws("us-west-2")
+@pytest.fixture(scope="module")
+def clients():
+    """Made once for all tests: a client reads its service's model, which takes longer than a test."""
     session = boto3.Session("testing", "testing", region_name="us-west-2")
-    stubs = {}
-    for service in ("sagemaker", "cloudformation", "ec2", "service-quotas"):
-        connection._clients[service] = session.client(service)
-        stubs[service] = Stubber(connection._clients[service])
-        stubs[service].activate()
-    connection.stubs = stubs
+    services = ("sagemaker", "cloudformation", "ec2", "service-quotas")
+    return {service: session.client(service) for service in services}
+
+
+@pytest.fixture
+def aws(monkeypatch, clients):
+    """An Aws whose clients answer only what a test has queued, and whose waits take no time."""
+    monkeypatch.setattr(aws_module, "POLL_SECONDS", 0)
+    connection = Aws("us-west-2")
+    connection._clients = clients
+    connection.stubs = {service: Stubber(client) for service, client in clients.items()}
+    for stub in connection.stubs.values():
+        stub.activate()
     yield connection
-    for stub in stubs.values():
+    for stub in connection.stubs.values():
+        stub.deactivate()
+    for stub in connection.stubs.values():
         stub.assert_no_pending_responses()
 
 
@@ -249,7 +257,7 @@ def test_a_stack_that_will_not_go_says_why_and_that_it_bills(aws):
         "ResourceStatusReason": "has dependencies",
     }  # fmt: skip
     stub.add_response("describe_stack_events", {"StackEvents": [event]})
-    with pytest.raises(UserError, match="goes on billing: Vpc: has dependencies"):
+    with pytest.raises(UserError, match="still bills: Vpc: has dependencies"):
         stack.delete_stack(aws, "esm2-hyperpod")
 
 
@@ -258,7 +266,7 @@ def test_a_quota_that_may_not_be_read_is_said_and_does_not_stop(aws, capsys):
     aws.stubs["ec2"].add_response("describe_instance_type_offerings", offer)
     aws.stubs["ec2"].add_response("describe_instance_type_offerings", offer)
     aws.stubs["service-quotas"].add_client_error("list_service_quotas", "AccessDeniedException")
-    preflight.preflight(aws, CONFIG)
+    preflight(aws, CONFIG)
     assert capsys.readouterr().out == "cannot check quotas: ListServiceQuotas: AccessDeniedException\n"
 
 

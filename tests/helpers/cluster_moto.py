@@ -122,6 +122,7 @@ def start_server() -> tuple[ThreadedMotoServer, str]:
     return server, f"http://{host}:{port}"
 
 
+@functools.cache
 def client(service: str, address: str):
     """A client of the server, for looking at what the command did."""
     session = boto3.Session("testing", "testing", region_name=REGION)

@@ -19,7 +19,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from helpers.commands import run  # noqa: E402
 from helpers.proteins import digests  # noqa: E402
+
+
+def killed_runs(instants: int, seed: int, folder: Path, script: str, *arguments: object) -> list[dict]:
+    """What a process that runs this file prints; the first is of a run that was not killed."""
+    result = run(sys.executable, __file__, instants, seed, folder, script, *arguments)
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
 
 def main() -> None:

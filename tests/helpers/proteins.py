@@ -18,6 +18,11 @@ def some_proteins(count: int, seed: int = 0, longest: int = 400) -> dict[str, st
     }
 
 
+def longest_first(proteins: dict[str, str]) -> dict[str, str]:
+    """In the order of UniRef50."""
+    return dict(sorted(proteins.items(), key=lambda item: -len(item[1])))
+
+
 def fasta(proteins: dict[str, str], line: int = 60) -> bytes:
     """FASTA text, as UniProt wraps it."""
     records = []
@@ -27,9 +32,9 @@ def fasta(proteins: dict[str, str], line: int = 60) -> bytes:
     return "".join(records).encode()
 
 
-def write_fasta(path: Path, proteins: dict[str, str]) -> Path:
+def write_fasta(path: Path, proteins: dict[str, str], line: int = 60) -> Path:
     """A FASTA file, gzipped if its name says so."""
-    text = fasta(proteins)
+    text = fasta(proteins, line)
     path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
     return path
 

@@ -1,13 +1,12 @@
 """Splits by cluster: no cluster has members in two splits, and a file says which rows belong together."""
 
-import json
 import random
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers.commands import run
 from helpers.proteins import some_proteins, write_fasta
+from helpers.steps import error_line, manifest, step_0, step_1
 from pyarrow import parquet
 
 MEMBERS = 1500
@@ -19,7 +18,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clusters")
     proteins = some_proteins(MEMBERS + 100)
     source = write_fasta(folder / "a.fasta", proteins)
-    run("0.download_data.py", "--source", source, "--output_dir", folder / "csv", "--num_partitions", 5)
+    step_0(source, folder / "csv", "--num_partitions", 5)
     draw = random.Random(0)
     cluster_of = {name: f"UniRef50_C{draw.randrange(400)}" for name in list(proteins)[:MEMBERS]}
     return folder, cluster_of, list(proteins)[MEMBERS:]
@@ -43,10 +42,9 @@ def write_table(kind, path, cluster_of):
     return path
 
 
-def step_1(folder, output, table, *flags, **kwargs):
-    paths = ("--input_dir", folder / "csv", "--output_dir", output, "--clusters", table)
+def step_1_with(table, folder, output, *flags, **kwargs):
     sizes = ("--validation_size", "0.2", "--test_size", "0.2")
-    return run("1.tokenize_uniref_csv.py", *paths, *sizes, *flags, **kwargs)
+    return step_1(folder / "csv", output, "--clusters", table, *sizes, *flags, **kwargs)
 
 
 @pytest.mark.parametrize("kind", ["parquet_pairs", "parquet_lists", "tsv_pairs_with_header", "tsv_groups"])
@@ -55,9 +53,9 @@ def test_no_cluster_is_in_two_splits_and_rows_name_their_cluster(data, tmp_path,
 
     folder, cluster_of, unlisted = data
     flags = ("--long_sequences", "chunk", "--max_length", 150) if kind == "tsv_groups" else ()
-    step_1(folder, tmp_path / "arrow", write_table(kind, tmp_path / "table", cluster_of), *flags)
+    step_1_with(write_table(kind, tmp_path / "table", cluster_of), folder, tmp_path / "arrow", *flags)
     split_of_cluster: dict[str, str] = {}
-    written = json.loads((tmp_path / "arrow" / "manifest.json").read_text())
+    written = manifest(tmp_path / "arrow")
     seen = set()
     for split, rows in load_from_disk(str(tmp_path / "arrow")).items():
         numbers = np.load(tmp_path / "arrow" / split / "cluster_of_row.npy")
@@ -87,18 +85,15 @@ def test_no_cluster_is_in_two_splits_and_rows_name_their_cluster(data, tmp_path,
 )
 def test_a_broken_table_is_one_clear_line(data, tmp_path, content, message):
     (tmp_path / "table.tsv").write_text(content)
-    refused = step_1(data[0], tmp_path / "arrow", tmp_path / "table.tsv", check=False)
-    assert refused.returncode == 1
-    assert message in refused.stderr
-    assert str(tmp_path / "table.tsv") in refused.stderr
-    assert "Traceback" not in refused.stderr
+    line = error_line(step_1_with(tmp_path / "table.tsv", data[0], tmp_path / "arrow", check=False))
+    assert message in line
+    assert str(tmp_path / "table.tsv") in line
     assert not (tmp_path / "arrow" / "manifest.json").exists()
 
 
 def test_another_table_is_noticed(data, tmp_path):
     folder, cluster_of, _ = data
-    step_1(folder, tmp_path / "arrow", write_table("tsv_groups", tmp_path / "a.tsv", cluster_of))
+    step_1_with(write_table("tsv_groups", tmp_path / "a.tsv", cluster_of), folder, tmp_path / "arrow")
     other = write_table("tsv_groups", tmp_path / "b.tsv", dict(list(cluster_of.items())[:50]))
-    refused = step_1(folder, tmp_path / "arrow", other, check=False)
-    assert refused.returncode == 1
-    assert "was made with clusters=" in refused.stderr
+    refused = step_1_with(other, folder, tmp_path / "arrow", check=False)
+    assert "was made with clusters=" in error_line(refused)
