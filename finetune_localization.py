@@ -9,14 +9,19 @@
 
 Writes to --output_dir: splits/, checkpoint-N/, adapter/ (model/ for --tuning head and full), metrics.json,
 report.md, confusion_matrix.png, reliability.png, test_predictions.csv, predictions.csv, attributions.csv and
-attributions.png (--explain), metrics.jsonl, run.json, run_report.md. The same command again goes on from the
+attributions.png (--explain), metrics.jsonl, run.json, run_report.md. The same command again resumes from the
 newest whole checkpoint. Exit code 75: saved, to be continued.
 """
 
+# ruff: noqa: E402
 import resource
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+
+from esm2_hyperpod.imports import without_kernels_warning
+
+without_kernels_warning()
 
 import torch
 from accelerate import PartialState
@@ -27,21 +32,12 @@ from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.esm.model import find_size
 from esm2_hyperpod.localization import memory as localization_memory
 from esm2_hyperpod.localization.arguments import FinetuningArguments
-from esm2_hyperpod.localization.attribution import already_explained, explain_file
 from esm2_hyperpod.localization.encoding import EncodedProteins
-from esm2_hyperpod.localization.model import (
-    Lora,
-    Settings,
-    build,
-    four_bit_weights,
-    is_tuned,
-    load_tuned,
-    read_adapter_settings,
-    saved_in,
-)
-from esm2_hyperpod.localization.prediction import already_predicted, predict_file, predict_logits
-from esm2_hyperpod.localization.results import save_tuned, write_results
-from esm2_hyperpod.localization.saving import merge_adapter
+from esm2_hyperpod.localization.model import build, four_bit_weights
+from esm2_hyperpod.localization.prediction import Predictor
+from esm2_hyperpod.localization.report import write_results
+from esm2_hyperpod.localization.saving import merge_adapter, save_tuned
+from esm2_hyperpod.localization.settings import Lora, Settings, is_tuned, read_adapter_settings, saved_in
 from esm2_hyperpod.localization.trainer import (
     LocalizationTrainer,
     StopWhenStale,
@@ -154,10 +150,7 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
         trainer.end_run(run_record.CONTINUED)
         return leave(stop, "a checkpoint is written")
 
-    trainer.model.eval()
-    validation_logits, test_logits = (
-        predict_logits(trainer.model, part.ids, args.bf16) for part in (validation, test)
-    )
+    validation_logits, test_logits = trainer.logits(validation), trainer.logits(test)
     if is_main:
         settings.calibrate(validation_logits, validation.targets)
         metrics = write_results(output_dir, splits, settings, train, test, test_logits, args.seed)
@@ -189,7 +182,7 @@ def start_from(args: FinetuningArguments, splits: Splits) -> tuple[Settings, Pat
 
 
 def read_or_make_splits(args: FinetuningArguments, folder: Path) -> Splits:
-    """The splits of this run. Made once, so that going on later means going on with the same proteins."""
+    """The splits of this run. Made once, so that a resumed run has the same proteins."""
     if not (folder / MANIFEST).is_file():
         if args.dataset_name:
             given = read_hub_dataset(args.dataset_name)
@@ -257,25 +250,23 @@ def predict(args: FinetuningArguments, tuned: Path, stop: StopRequests) -> int |
     """Predict every protein of --predict_file with the model in `tuned`; explain the first --explain."""
     fasta, output_dir, is_main = Path(args.predict_file), Path(args.output_dir), args.process_index == 0
     predictions, attributions = output_dir / "predictions.csv", output_dir / "attributions.csv"
-    predicted = already_predicted(fasta, predictions, tuned, args.bf16)
-    explained = not args.explain or already_explained(fasta, attributions, tuned, args.explain, args.bf16)
-    messages = [f"{predictions}: finished already"] if predicted else []
+    predictor = Predictor(tuned, args.device, args.bf16)
+    predicted = predictor.is_current(predictions, fasta)
+    explained = predictor.is_current(attributions, fasta, args.explain) if args.explain else None
 
-    def stopping() -> bool:
+    def stop_asked() -> bool:
         return stop.reason is not None
 
-    if not (predicted and explained):
-        model, settings = load_tuned(tuned, args.device, args.bf16)
+    messages = [f"{predictions}: finished already"] if predicted else []
     if not predicted:
-        count = predict_file(model, settings, fasta, predictions, tuned, args.bf16, stopping)
+        count = predictor.predict_file(fasta, predictions, stop_asked)
         if count is None:
             return leave(stop, "what is predicted is kept")
         messages.append(f"{predictions}: {count:,} proteins")
-    if explained and args.explain:
+    if explained:
         messages.append(f"{attributions}: finished already")
-    if not explained and is_main:
-        words = (model, settings, fasta, attributions, tuned, args.explain, args.bf16)
-        found = explain_file(*words, stopping)
+    elif args.explain and is_main:
+        found = predictor.explain_file(fasta, attributions, args.explain, stop_asked)
         if found is None:
             return leave(stop, "what is predicted is kept")
         gap = max((abs(one.gap) for one in found), default=0.0)

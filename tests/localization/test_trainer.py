@@ -44,7 +44,7 @@ def test_any_number_of_processes_takes_the_same_proteins_in_a_step(proteins, siz
     assert steps[1] == steps[2] == steps[4]
 
 
-def test_going_on_at_a_step_gives_the_rest():
+def test_resuming_at_a_step_gives_the_rest():
     lengths, plan = np.arange(100) % 13, BatchPlan(4, 2, 12)
     whole = list(MicroBatches(lengths, plan, 5, 30, 0, 0, 1))
     assert list(MicroBatches(lengths, plan, 5, 30, 17, 0, 1)) == whole[17 * plan.accumulation :]
