@@ -15,7 +15,6 @@ newest whole checkpoint. Exit code 75: saved, to be continued.
 
 # ruff: noqa: E402
 import resource
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +23,9 @@ from esm2_hyperpod.imports import without_kernels_warning
 without_kernels_warning()
 
 import torch
-from accelerate import PartialState
 from transformers import set_seed
 
-from esm2_hyperpod.artifacts import MANIFEST, check_same_options, only_writer, package_versions, read_manifest
+from esm2_hyperpod.artifacts import MANIFEST, read_manifest
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.esm.model import find_size
 from esm2_hyperpod.localization import memory as localization_memory
@@ -46,9 +44,9 @@ from esm2_hyperpod.localization.trainer import (
 )
 from esm2_hyperpod.proteins.labelled import read_hub_dataset, read_proteins
 from esm2_hyperpod.proteins.splits import Splits, make_splits, read_splits, write_splits
-from esm2_hyperpod.runs import record as run_record
+from esm2_hyperpod.runs.record import CONTINUED, FINISHED, begin_run
 from esm2_hyperpod.training.arguments import parse
-from esm2_hyperpod.training.script import leave
+from esm2_hyperpod.training.script import facts, is_done, leave, run_on_all_ranks
 from esm2_hyperpod.training.stopping import StopRequests, end_with_launcher
 from esm2_hyperpod.training.throughput import device_name
 
@@ -56,20 +54,11 @@ from esm2_hyperpod.training.throughput import device_name
 def main() -> int | None:
     end_with_launcher()
     args = parse(FinetuningArguments)
-    if args.n_gpu > 1 and not args.estimate_memory:
-        raise UserError(
-            f"{args.n_gpu} GPUs but one process: bash 4.finetune_qlora.sh uses all, "
-            "CUDA_VISIBLE_DEVICES=0 one"
-        )
-    if args.estimate_memory:
-        exit_code = None
-        if args.process_index == 0:
-            print(localization_memory.describe(args.model_name_or_path, memory_plan(args)))
-    else:
-        with only_writer(Path(args.output_dir)) if args.process_index == 0 else nullcontext():
-            exit_code = run(args)
-    PartialState().destroy_process_group()
-    return exit_code
+    if not args.estimate_memory:
+        return run_on_all_ranks(args, "4.finetune_qlora.sh", lambda: run(args))
+    if args.process_index == 0:
+        print(localization_memory.describe(args.model_name_or_path, memory_plan(args)))
+    return None
 
 
 def memory_plan(args: FinetuningArguments) -> localization_memory.Plan:
@@ -116,13 +105,8 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
 
     # Is this the run that the folder holds, and is there anything left to do?
     options = {**args.data_identity(), **args.identity()}
-    earlier = run_record.read_run(output_dir)
-    if earlier is not None:
-        check_same_options(output_dir, earlier["options"], options, start_over=f"rm -r {output_dir}")
-        if earlier["status"] == run_record.FINISHED:
-            if is_main:
-                print(f"{output_dir}: finished already, {earlier['steps']} steps; see report.md", flush=True)
-            return None
+    if is_done(args, options, "report.md"):
+        return None
 
     # The data: rank 0 splits it, the others read what it wrote.
     with args.main_process_first(local=False, desc="splitting the proteins"):
@@ -142,12 +126,13 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
     trainer = LocalizationTrainer(model, args, train, validation, plan, weights, callbacks)
     checkpoint = trainer.resume_point()
     if is_main:
-        run_record.begin_run(output_dir, options, facts(args, splits), trainer.first_step, trainer.saved_at)
+        start = facts(args, splits.facts["synthetic_data"], "peft", "bitsandbytes")
+        begin_run(output_dir, options, start, trainer.first_step, trainer.saved_at)
         describe(trainer, splits, settings, [train, validation, test])
 
     trainer.train_from(checkpoint)
     if stop.stopped:
-        trainer.end_run(run_record.CONTINUED)
+        trainer.end_run(CONTINUED)
         return leave(stop, "a checkpoint is written")
 
     validation_logits, test_logits = trainer.logits(validation), trainer.logits(test)
@@ -157,7 +142,7 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
         save_tuned(trainer.model, settings, metrics, saved_in(output_dir, args.tuning))
         trainer.say((output_dir / "report.md").read_text(encoding="utf-8"))
         memory, best = peak_memory_gb(args.device), trainer.state.best_global_step
-        trainer.end_run(run_record.FINISHED, best_step=best, peak_memory_gb=memory)
+        trainer.end_run(FINISHED, best_step=best, peak_memory_gb=memory)
         trainer.say(f"done: {saved_in(output_dir, args.tuning)}; peak memory {memory:.1f} GB")
     trainer.barrier()
     return None
@@ -232,18 +217,6 @@ def peak_memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-def facts(args: FinetuningArguments, splits: Splits) -> dict:
-    """What is worth knowing about this start of the run, beyond its options."""
-    return {
-        **run_record.place(),
-        "processes": args.world_size,
-        "device": device_name(args.device),
-        "precision": "bf16" if args.bf16 else "fp32",
-        "synthetic_data": splits.facts["synthetic_data"],
-        "versions": package_versions("torch", "transformers", "accelerate", "peft", "bitsandbytes"),
-    }
 
 
 def predict(args: FinetuningArguments, tuned: Path, stop: StopRequests) -> int | None:
