@@ -4,11 +4,11 @@ import atexit
 import functools
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -59,13 +59,14 @@ class Started:
 
     def run(self, arguments: list[str], environment: dict, timeout: float) -> subprocess.CompletedProcess:
         """Run the script in a fork; returns what `subprocess.run` would."""
-        with tempfile.NamedTemporaryFile() as stdout, tempfile.NamedTemporaryFile() as stderr:
+        with tempfile.NamedTemporaryFile("r") as stdout, tempfile.NamedTemporaryFile("r") as stderr:
             wanted = {"arguments": arguments, "environment": environment}
             print(json.dumps({**wanted, "stdout": stdout.name, "stderr": stderr.name}),
                   file=self.process.stdin, flush=True)  # fmt: skip
             child = int(self.process.stdout.readline())
-            if not select.select([self.process.stdout], [], [], timeout)[0]:
-                os.kill(child, signal.SIGKILL)
+            killer = threading.Timer(timeout, os.kill, (child, signal.SIGKILL))
+            killer.start()
             code = int(self.process.stdout.readline())
-            texts = [file.read().decode() for file in (stdout, stderr)]
+            killer.cancel()
+            texts = [file.read() for file in (stdout, stderr)]
         return subprocess.CompletedProcess([self.script, *arguments], code, *texts)
