@@ -9,71 +9,55 @@
 
 Writes to --output_dir: splits/, checkpoint-N/, adapter/ (model/ for --tuning head and full), metrics.json,
 report.md, confusion_matrix.png, reliability.png, test_predictions.csv, predictions.csv, attributions.csv and
-attributions.png (--explain), metrics.jsonl, run.json, run_report.md. The same command again goes on from the
+attributions.png (--explain), metrics.jsonl, run.json, run_report.md. The same command again resumes from the
 newest whole checkpoint. Exit code 75: saved, to be continued.
 """
 
+# ruff: noqa: E402
 import resource
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from esm2_hyperpod.imports import without_kernels_warning
+
+without_kernels_warning()
+
 import torch
-from accelerate import PartialState
 from transformers import set_seed
 
-from esm2_hyperpod.artifacts import MANIFEST, check_same_options, only_writer, package_versions, read_manifest
+from esm2_hyperpod.artifacts import MANIFEST, read_manifest
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.esm.model import find_size
 from esm2_hyperpod.localization import memory as localization_memory
 from esm2_hyperpod.localization.arguments import FinetuningArguments
-from esm2_hyperpod.localization.attribution import already_explained, explain_file
 from esm2_hyperpod.localization.encoding import EncodedProteins
-from esm2_hyperpod.localization.model import (
-    Lora,
-    Settings,
-    build,
-    four_bit_weights,
-    is_tuned,
-    load_tuned,
-    read_adapter_settings,
-    saved_in,
-)
-from esm2_hyperpod.localization.prediction import already_predicted, predict_file, predict_logits
-from esm2_hyperpod.localization.results import save_tuned, write_results
-from esm2_hyperpod.localization.saving import merge_adapter
+from esm2_hyperpod.localization.model import build, four_bit_weights
+from esm2_hyperpod.localization.prediction import Predictor
+from esm2_hyperpod.localization.report import write_results
+from esm2_hyperpod.localization.saving import merge_adapter, save_tuned
+from esm2_hyperpod.localization.settings import Lora, Settings, is_tuned, read_adapter_settings, saved_in
 from esm2_hyperpod.localization.trainer import (
     LocalizationTrainer,
-    StopWhenStale,
     balanced_weights,
     plan_batches,
 )
 from esm2_hyperpod.proteins.labelled import read_hub_dataset, read_proteins
 from esm2_hyperpod.proteins.splits import Splits, make_splits, read_splits, write_splits
-from esm2_hyperpod.runs import record as run_record
+from esm2_hyperpod.runs.record import CONTINUED, FINISHED, begin_run
 from esm2_hyperpod.training.arguments import parse
-from esm2_hyperpod.training.script import leave
-from esm2_hyperpod.training.stopping import StopRequests, end_with_launcher
+from esm2_hyperpod.training.script import facts, is_done, leave, run_on_all_ranks
+from esm2_hyperpod.training.stopping import StopRequests, StopWhenStale, end_with_launcher
 from esm2_hyperpod.training.throughput import device_name
 
 
 def main() -> int | None:
     end_with_launcher()
     args = parse(FinetuningArguments)
-    if args.n_gpu > 1 and not args.estimate_memory:
-        raise UserError(
-            f"{args.n_gpu} GPUs but one process: bash 4.finetune_qlora.sh uses all, "
-            "CUDA_VISIBLE_DEVICES=0 one"
-        )
-    if args.estimate_memory:
-        exit_code = None
-        if args.process_index == 0:
-            print(localization_memory.describe(args.model_name_or_path, memory_plan(args)))
-    else:
-        with only_writer(Path(args.output_dir)) if args.process_index == 0 else nullcontext():
-            exit_code = run(args)
-    PartialState().destroy_process_group()
-    return exit_code
+    if not args.estimate_memory:
+        return run_on_all_ranks(args, "4.finetune_qlora.sh", lambda: run(args))
+    if args.process_index == 0:
+        print(localization_memory.describe(args.model_name_or_path, memory_plan(args)))
+    return None
 
 
 def memory_plan(args: FinetuningArguments) -> localization_memory.Plan:
@@ -120,13 +104,8 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
 
     # Is this the run that the folder holds, and is there anything left to do?
     options = {**args.data_identity(), **args.identity()}
-    earlier = run_record.read_run(output_dir)
-    if earlier is not None:
-        check_same_options(output_dir, earlier["options"], options, start_over=f"rm -r {output_dir}")
-        if earlier["status"] == run_record.FINISHED:
-            if is_main:
-                print(f"{output_dir}: finished already, {earlier['steps']} steps; see report.md", flush=True)
-            return None
+    if is_done(args, options, "report.md"):
+        return None
 
     # The data: rank 0 splits it, the others read what it wrote.
     with args.main_process_first(local=False, desc="splitting the proteins"):
@@ -146,25 +125,23 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
     trainer = LocalizationTrainer(model, args, train, validation, plan, weights, callbacks)
     checkpoint = trainer.resume_point()
     if is_main:
-        run_record.begin_run(output_dir, options, facts(args, splits), trainer.first_step, trainer.saved_at)
+        start = facts(args, splits.facts["synthetic_data"], "peft", "bitsandbytes")
+        begin_run(output_dir, options, start, trainer.first_step, trainer.saved_at)
         describe(trainer, splits, settings, [train, validation, test])
 
     trainer.train_from(checkpoint)
     if stop.stopped:
-        trainer.end_run(run_record.CONTINUED)
+        trainer.end_run(CONTINUED)
         return leave(stop, "a checkpoint is written")
 
-    trainer.model.eval()
-    validation_logits, test_logits = (
-        predict_logits(trainer.model, part.ids, args.bf16) for part in (validation, test)
-    )
+    validation_logits, test_logits = trainer.logits(validation), trainer.logits(test)
     if is_main:
         settings.calibrate(validation_logits, validation.targets)
         metrics = write_results(output_dir, splits, settings, train, test, test_logits, args.seed)
         save_tuned(trainer.model, settings, metrics, saved_in(output_dir, args.tuning))
         trainer.say((output_dir / "report.md").read_text(encoding="utf-8"))
         memory, best = peak_memory_gb(args.device), trainer.state.best_global_step
-        trainer.end_run(run_record.FINISHED, best_step=best, peak_memory_gb=memory)
+        trainer.end_run(FINISHED, best_step=best, peak_memory_gb=memory)
         trainer.say(f"done: {saved_in(output_dir, args.tuning)}; peak memory {memory:.1f} GB")
     trainer.barrier()
     return None
@@ -189,7 +166,7 @@ def start_from(args: FinetuningArguments, splits: Splits) -> tuple[Settings, Pat
 
 
 def read_or_make_splits(args: FinetuningArguments, folder: Path) -> Splits:
-    """The splits of this run. Made once, so that going on later means going on with the same proteins."""
+    """The splits of this run. Made once, so that a resumed run has the same proteins."""
     if not (folder / MANIFEST).is_file():
         if args.dataset_name:
             given = read_hub_dataset(args.dataset_name)
@@ -241,41 +218,27 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def facts(args: FinetuningArguments, splits: Splits) -> dict:
-    """What is worth knowing about this start of the run, beyond its options."""
-    return {
-        **run_record.place(),
-        "processes": args.world_size,
-        "device": device_name(args.device),
-        "precision": "bf16" if args.bf16 else "fp32",
-        "synthetic_data": splits.facts["synthetic_data"],
-        "versions": package_versions("torch", "transformers", "accelerate", "peft", "bitsandbytes"),
-    }
-
-
 def predict(args: FinetuningArguments, tuned: Path, stop: StopRequests) -> int | None:
     """Predict every protein of --predict_file with the model in `tuned`; explain the first --explain."""
     fasta, output_dir, is_main = Path(args.predict_file), Path(args.output_dir), args.process_index == 0
     predictions, attributions = output_dir / "predictions.csv", output_dir / "attributions.csv"
-    predicted = already_predicted(fasta, predictions, tuned, args.bf16)
-    explained = not args.explain or already_explained(fasta, attributions, tuned, args.explain, args.bf16)
-    messages = [f"{predictions}: finished already"] if predicted else []
+    predictor = Predictor(tuned, args.device, args.bf16)
+    predicted = predictor.is_current(predictions, fasta)
+    explained = predictor.is_current(attributions, fasta, args.explain) if args.explain else None
 
-    def stopping() -> bool:
+    def stop_asked() -> bool:
         return stop.reason is not None
 
-    if not (predicted and explained):
-        model, settings = load_tuned(tuned, args.device, args.bf16)
+    messages = [f"{predictions}: finished already"] if predicted else []
     if not predicted:
-        count = predict_file(model, settings, fasta, predictions, tuned, args.bf16, stopping)
+        count = predictor.predict_file(fasta, predictions, stop_asked)
         if count is None:
             return leave(stop, "what is predicted is kept")
         messages.append(f"{predictions}: {count:,} proteins")
-    if explained and args.explain:
+    if explained:
         messages.append(f"{attributions}: finished already")
-    if not explained and is_main:
-        words = (model, settings, fasta, attributions, tuned, args.explain, args.bf16)
-        found = explain_file(*words, stopping)
+    elif args.explain and is_main:
+        found = predictor.explain_file(fasta, attributions, args.explain, stop_asked)
         if found is None:
             return leave(stop, "what is predicted is kept")
         gap = max((abs(one.gap) for one in found), default=0.0)

@@ -24,7 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 from esm2_hyperpod.esm.model import SIZES, build_config  # noqa: E402
 from esm2_hyperpod.localization.memory import LABELS, Plan, estimate, evaluation_bytes  # noqa: E402
-from esm2_hyperpod.localization.model import Lora, Settings, build  # noqa: E402
+from esm2_hyperpod.localization.model import build  # noqa: E402
+from esm2_hyperpod.localization.settings import Lora, Settings  # noqa: E402
 
 STANDARD = Plan(SIZES["8M"], "qlora", "attention", 8, "all", 2, 128, False, False)
 PLANS = {

@@ -54,7 +54,7 @@ verify() {
     scratch="$(mktemp -d)"
     trap 'rm -rf "$scratch"' EXIT # not a local, which would be gone by then
     local device
-    device="$("$python" -c 'import accelerate, bitsandbytes, datasets, evaluate, peft, torch, transformers
+    device="$("$python" -c 'import accelerate, bitsandbytes, datasets, peft, torch, transformers
 print(torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")' | tail -n 1)" ||
         fail "$(hostname): the packages in $VENV cannot be imported; delete $VENV and run this again"
     if [ "$device" = CPU ] && command -v nvidia-smi > /dev/null && nvidia-smi --list-gpus > /dev/null 2>&1; then

@@ -9,6 +9,18 @@ from helpers.commands import REAL_DATA, run
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may depend on a network
 # Tiny models gain nothing from threads, which lose much to each other where the machine is busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# An ATen held to an older processor still asks oneDNN, which packs bf16 as this one would, and fails.
+if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+
+# Each file is run by one worker from beginning to end. The longest begin first, so that both end together.
+LONGEST = "test_quickstart test_survival test_processes test_local_slurm test_moto test_command".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others as they were."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
@@ -38,15 +50,10 @@ def base(tmp_path_factory) -> Path:
 def synthetic(tmp_path_factory) -> Path:
     """Steps 0 and 1 on 600 synthetic records: a folder with csv/ and processed/arrow/."""
     folder = tmp_path_factory.mktemp("synthetic")
-    run("0.download_data.py", "--source", "synthetic", "--max_records", 600, "--num_partitions", 4,
-        "--output_dir", folder / "csv")  # fmt: skip
-    run(
-        "1.tokenize_uniref_csv.py",
-        "--input_dir",
-        folder / "csv",
-        "--output_dir",
-        folder / "processed" / "arrow",
-    )
+    csv, arrow = folder / "csv", folder / "processed" / "arrow"
+    records = "--source synthetic --max_records 600 --num_partitions 4".split()
+    run("0.download_data.py", *records, "--output_dir", csv)
+    run("1.tokenize_uniref_csv.py", "--input_dir", csv, "--output_dir", arrow)
     return folder
 
 
@@ -54,3 +61,13 @@ def synthetic(tmp_path_factory) -> Path:
 def tokenized(synthetic) -> Path:
     """The tokenized splits of `synthetic`."""
     return synthetic / "processed" / "arrow"
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tokenized, tmp_path_factory) -> Path:
+    """A pretraining of one process from beginning to end."""
+    from helpers.pretraining import train
+
+    output = tmp_path_factory.mktemp("undisturbed")
+    train(tokenized, output)
+    return output

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from esm2_hyperpod.errors import UserError
-from esm2_hyperpod.localization.encoding import CROPS
-from esm2_hyperpod.localization.model import LORA_TARGETS, POOLINGS, TUNINGS, Settings
+from esm2_hyperpod.localization.settings import CROPS, LORA_TARGETS, POOLINGS, TUNINGS, Settings
 from esm2_hyperpod.proteins.splits import METHODS
 from esm2_hyperpod.training.arguments import RunArguments, option
 
@@ -38,7 +37,7 @@ class FinetuningArguments(RunArguments):
         None, "A hub dataset with columns sequence (or seq) and label, instead of files."
     )
     split: str = option("similarity", "How absent splits are split off: similarity or random.", METHODS)
-    predict_file: str | None = option(None, "With --do_predict: FASTA, predicted into predictions.csv.")
+    predict_file: str | None = option(None, "FASTA (.gz too), predicted into predictions.csv.")
     explain: int = option(0, "With --predict_file: residue attributions of its first so many proteins.")
     estimate_memory: bool = option(False, "Print the memory that training takes on a 24 GB GPU, and end.")
     merge_adapter: bool = option(False, "Also write merged/, a plain model that needs no peft.")

@@ -8,10 +8,7 @@ baseline. The baseline is not zero, because ESM-2 normalises its input in the fi
 the smallest vector to full size.
 """
 
-import csv
-import io
-import itertools
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +16,9 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from esm2_hyperpod.alphabet import AMINO_ACID_IDS, encode
-from esm2_hyperpod.artifacts import write_json_atomically, write_text_atomically
+from esm2_hyperpod.alphabet import AMINO_ACID_IDS
+from esm2_hyperpod.artifacts import write_csv
 from esm2_hyperpod.figures import new_figure, save_figure
-from esm2_hyperpod.localization.encoding import crop
-from esm2_hyperpod.localization.metrics import decide, probabilities
-from esm2_hyperpod.localization.model import Settings
-from esm2_hyperpod.localization.prediction import holds, identity, predict_logits, residues_of
-from esm2_hyperpod.proteins.records import read_records
 
 TOLERANCE = 0.01  # logits by which a sum of attributions may miss the difference it stands for
 POINTS = (16, 32, 64, 128, 256, 512)  # of the path; as many as the tolerance takes
@@ -49,67 +41,6 @@ class Attribution:
     residues: str
     value: np.ndarray
     gap: float
-
-
-def already_explained(fasta: Path, output: Path, weights: Path, proteins: int, bf16: bool) -> bool:
-    """Whether `output` holds the attributions of so many proteins of this file by the model in `weights`."""
-    return output.is_file() and holds(output.with_suffix(".json"), _asked(fasta, weights, proteins, bf16))
-
-
-def explain_file(
-    model: torch.nn.Module,
-    settings: Settings,
-    fasta: Path,
-    output: Path,
-    weights: Path,
-    proteins: int,
-    bf16: bool,
-    stop_asked: Callable[[], bool] = lambda: False,
-) -> list[Attribution] | None:
-    """Write `output` (id, label, position, residue, attribution) and a picture of the same name.
-
-    The first `proteins` records of `fasta` that have residues, each with the labels predicted for it.
-    `weights` is the folder the model was loaded from. Returns what was written; None, with nothing written,
-    if `stop_asked`, looked at after each protein, ended it early.
-    """
-    found: list[Attribution] = []
-    with_residues = (record for record in read_records(fasta) if residues_of(record))
-    for record in itertools.islice(with_residues, proteins):
-        found += explain(model, settings, record.id, residues_of(record), bf16)
-        if stop_asked():
-            return None
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "label", "position", "residue", "attribution"])
-    for one in found:
-        for position, residue, value in zip(one.position, one.residues, one.value):
-            writer.writerow([one.id, one.label, position, residue, f"{value:.6f}"])
-    write_text_atomically(output, text.getvalue())
-    if found:
-        _draw(output.with_suffix(".png"), found[:PICTURED])
-    write_json_atomically(output.with_suffix(".json"), _asked(fasta, weights, proteins, bf16))
-    return found
-
-
-def explain(
-    model: torch.nn.Module, settings: Settings, name: str, sequence: str, bf16: bool
-) -> list[Attribution]:
-    """The attributions of each label predicted for one protein; of one label unless `multi_label`.
-
-    `bf16` is how the label is predicted; attributions are computed in fp32.
-    """
-    kept = crop(sequence, settings.max_seq_length, settings.crop)
-    position = np.array(crop(list(range(1, len(sequence) + 1)), settings.max_seq_length, settings.crop))
-    ids = encode(kept.encode())
-    logits = predict_logits(model, [ids], bf16)
-    given = probabilities(logits, settings.temperature, settings.multi_label)
-    found = []
-    for label in np.flatnonzero(decide(given, settings.multi_label)[0]):
-        value, gap = integrated_gradients(model, ids, int(label))
-        found.append(
-            Attribution(name, settings.labels[label], float(given[0, label]), position, kept, value, gap)
-        )
-    return found
 
 
 def integrated_gradients(model: torch.nn.Module, ids: np.ndarray, label: int) -> tuple[np.ndarray, float]:
@@ -156,11 +87,20 @@ def _logits(model: torch.nn.Module, embeddings: torch.Tensor) -> torch.Tensor:
     return model(inputs_embeds=embeddings, attention_mask=mask).logits.float()
 
 
-def _asked(fasta: Path, weights: Path, proteins: int, bf16: bool) -> dict:
-    return {**identity(fasta, weights, bf16), "proteins": proteins}
+def write_attributions(output: Path, found: Sequence[Attribution]) -> None:
+    """Write `output` (id, label, position, residue, attribution) and a picture of the same name."""
+    header = ["id", "label", "position", "residue", "attribution"]
+    rows = (
+        [one.id, one.label, position, residue, f"{value:.6f}"]
+        for one in found
+        for position, residue, value in zip(one.position, one.residues, one.value)
+    )
+    write_csv(output, header, rows)
+    if found:
+        _draw(output.with_suffix(".png"), found[:PICTURED])
 
 
-def _draw(path: Path, found: list[Attribution]) -> None:
+def _draw(path: Path, found: Sequence[Attribution]) -> None:
     """A panel a protein and label: attribution over position, for the label in blue, against it in red."""
     figure, panels = new_figure(10, 1.8 * len(found), rows=len(found))
     for axes, one in zip(panels, found):

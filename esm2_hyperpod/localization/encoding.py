@@ -8,10 +8,9 @@ import torch
 from torch.utils.data import Dataset
 
 from esm2_hyperpod.alphabet import PAD, encode
-from esm2_hyperpod.localization.model import Settings
+from esm2_hyperpod.localization.settings import Settings
 from esm2_hyperpod.proteins.labelled import Protein
 
-CROPS = ("ends", "start", "end")
 Residues = TypeVar("Residues", str, list)
 
 
@@ -31,15 +30,18 @@ def crop(sequence: Residues, max_seq_length: int, how: str) -> Residues:
     return sequence[: residues - residues // 2] + sequence[-(residues // 2) :]
 
 
+def encode_cropped(sequence: str, settings: Settings) -> np.ndarray:
+    """Token ids uint8[tokens] of one protein as the model reads it, `<cls>` and `<eos>` included."""
+    return encode(crop(sequence, settings.max_seq_length, settings.crop).encode())
+
+
 class EncodedProteins(Dataset):
     """Proteins as token ids (uint8) and targets: a label number, or a 0/1 vector where `multi_label`."""
 
     def __init__(self, proteins: Sequence[Protein], settings: Settings):
         number = {label: index for index, label in enumerate(settings.labels)}
         self.cropped = sum(len(protein.sequence) > settings.max_seq_length - 2 for protein in proteins)
-        self.ids = [
-            encode(crop(p.sequence, settings.max_seq_length, settings.crop).encode()) for p in proteins
-        ]
+        self.ids = [encode_cropped(protein.sequence, settings) for protein in proteins]
         if settings.multi_label:
             self.targets = np.zeros((len(proteins), len(number)), dtype=np.float32)
             for row, protein in enumerate(proteins):

@@ -22,8 +22,9 @@ been compared with a GPU.
 from dataclasses import dataclass, replace
 
 from esm2_hyperpod.esm.model import Size
-from esm2_hyperpod.localization.model import ADAPTER_TUNINGS
+from esm2_hyperpod.localization.pooling import Pooling
 from esm2_hyperpod.localization.prediction import BATCH_TOKENS
+from esm2_hyperpod.localization.settings import ADAPTER_TUNINGS
 
 BYTES_4_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
 OPTIMIZER_BYTES = 8  # AdamW's two moments, fp32
@@ -53,6 +54,11 @@ class Plan:
     def tokens(self) -> int:
         """Of a micro-batch, padding included."""
         return self.proteins * self.length
+
+    @property
+    def pooling_layer(self) -> Pooling:
+        """What pools the residues, on top of the base."""
+        return Pooling(self.pooling, self.size.layers)
 
     @property
     def layer_weights(self) -> int:
@@ -104,9 +110,10 @@ def _parameters(plan: Plan) -> tuple[int, int]:
     """Parameters that stay as they are, and those that are trained; LoRA's not counted."""
     width, layers = plan.size.width, plan.size.layers
     layer = plan.layer_weights + 9 * width + 4 * width  # biases, and two LayerNorms
-    pooling = layer if plan.pooling != "cls" else 0
-    pooling_trained = 3 * (width**2 + width) if plan.pooling == "attention" else 0
-    contacts = (layers + (pooling > 0)) * plan.size.heads + 1
+    on_top = plan.pooling_layer
+    pooling = layer * on_top.layers
+    pooling_trained = 3 * (width**2 + width) if on_top.is_trained else 0
+    contacts = (layers + on_top.layers) * plan.size.heads + 1
     base = layers * layer + 33 * width + 2 * width
     head = width**2 + width + LABELS * (width + 1)
     if plan.tuning == "full":
@@ -125,7 +132,7 @@ def _kept(plan: Plan) -> float:
     final_norm = 2 * stream
     if plan.checkpointing:
         # The inputs of all layers, and one layer at a time in full.
-        return final_norm + stream * (plan.size.layers + (plan.pooling != "cls")) + max(layers, pooling)
+        return final_norm + stream * (plan.size.layers + plan.pooling_layer.layers) + max(layers, pooling)
     first_norm = 0 if plan.tuning == "full" else stream  # its input needs no gradient
     return final_norm + layers * plan.size.layers + pooling - first_norm
 
@@ -136,8 +143,9 @@ def _kept_by_layers(plan: Plan) -> tuple[float, float]:
     base = _kept_by_layer(
         plan, plan.lora_targets if lora else "all", 4 if plan.tuning == "qlora" else 0, lora
     )
-    pooling = _kept_by_layer(plan, "attention" if plan.pooling == "attention" else "none", 0, False)
-    if plan.pooling == "cls" or (plan.tuning == "head" and plan.pooling == "mean"):
+    on_top = plan.pooling_layer
+    pooling = on_top.layers * _kept_by_layer(plan, "attention" if on_top.is_trained else "none", 0, False)
+    if plan.tuning == "head" and not on_top.is_trained:
         pooling = 0.0
     return 0.0 if plan.tuning == "head" else base, pooling
 

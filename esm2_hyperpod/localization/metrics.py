@@ -1,53 +1,20 @@
-"""Scores of a classifier, their uncertainty, and the calibration of its probabilities."""
+"""Scores of a classifier, their uncertainty, and the calibration of its probabilities.
 
-import datasets
-import evaluate
+Truth and predictions are 0/1 int[proteins, labels], with a single 1 a row unless proteins may live in several
+places.
+"""
+
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, softmax
 
-from esm2_hyperpod.localization.multilabel import multilabel_scores
-
-RESAMPLES = 2_000
+RESAMPLES = {"one label": 2_000, "several": 1_000}
 ECE_BINS = 15
 
 
-class LocalizationScores(evaluate.Metric):
-    """`accuracy`, `macro_f1` and `mcc` of predicted label numbers, as a `evaluate.Metric` kept in memory.
-
-    `mcc` is the multi-class Matthews correlation, which is Gorodkin's R_K (2004,
-    doi:10.1016/j.compbiolchem.2004.09.006), DeepLoc's second figure. Nothing is fetched.
-    """
-
-    def __init__(self):
-        super().__init__(keep_in_memory=True)
-
-    def _info(self):
-        return evaluate.MetricInfo(
-            description="Accuracy, macro F1 and multi-class Matthews correlation (Gorodkin's R_K).",
-            citation="",
-            inputs_description="predictions, references: label numbers; num_labels: how many there are",
-            features=datasets.Features(
-                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-            ),
-        )
-
-    def _compute(self, predictions, references, num_labels):
-        confusion = confusion_matrix(np.asarray(references), np.asarray(predictions), num_labels)
-        return {name: float(value) for name, value in scores_of_confusion(confusion).items()}
-
-
-def score(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Scores of what the logits (float[proteins, labels]) predict, without intervals.
-
-    `targets` are label numbers int[proteins], or 0/1 float[proteins, labels] where there may be several.
-    """
-    if targets.ndim == 2:
-        predicted = decide(probabilities(logits, 1.0, multi_label=True), multi_label=True)
-        return multilabel_scores(targets.astype(int), predicted)
-    return LocalizationScores().compute(
-        predictions=logits.argmax(axis=1), references=targets, num_labels=logits.shape[1]
-    )
+def as_rows(targets: np.ndarray, labels: int) -> np.ndarray:
+    """Targets, label numbers int[proteins] or float[proteins, labels], as 0/1 int[proteins, labels]."""
+    return targets.astype(int) if targets.ndim == 2 else np.eye(labels, dtype=int)[targets]
 
 
 def decide(probability: np.ndarray, multi_label: bool) -> np.ndarray:
@@ -60,16 +27,38 @@ def decide(probability: np.ndarray, multi_label: bool) -> np.ndarray:
     return np.where(several.any(axis=1, keepdims=True), several, chosen)
 
 
-def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.ndarray:
-    """int64[labels, labels]: proteins of true label (row) predicted as (column)."""
-    cells = np.bincount(truth * num_labels + predicted, minlength=num_labels**2)
-    return cells.reshape(num_labels, num_labels)
+def scores(truth: np.ndarray, predicted: np.ndarray, multi_label: bool) -> dict[str, float]:
+    """The figures of `scores_of_confusion`, or of `scores_of_sets` if `multi_label`."""
+    if multi_label:
+        found = scores_of_sets(truth, predicted, np.ones((1, len(truth))))
+        return {name: float(values[0]) for name, values in found.items()}
+    return {name: float(value) for name, value in scores_of_confusion(truth.T @ predicted).items()}
+
+
+def intervals(
+    truth: np.ndarray, predicted: np.ndarray, multi_label: bool, seed: int
+) -> dict[str, list[float]]:
+    """95% percentile intervals of `scores` over resampled proteins."""
+    random = np.random.default_rng(seed)
+    if multi_label:
+        count = len(truth)
+        weights = random.multinomial(count, np.full(count, 1 / count), size=RESAMPLES["several"])
+        found = scores_of_sets(truth, predicted, weights.astype(np.float64))
+    else:
+        # Drawing proteins with replacement is drawing the confusion matrix from a multinomial.
+        confusion = truth.T @ predicted
+        shares = confusion.ravel() / confusion.sum()
+        draws = random.multinomial(confusion.sum(), shares, size=RESAMPLES["one label"])
+        found = scores_of_confusion(draws.reshape(-1, *confusion.shape))
+    return {name: np.percentile(values, [2.5, 97.5]).tolist() for name, values in found.items()}
 
 
 def scores_of_confusion(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy, macro F1 and MCC of one confusion matrix, or of many at once ([..., labels, labels]).
+    """Accuracy, macro F1 and MCC of one confusion matrix, or of many at once ([..., true, predicted label]).
 
-    Macro F1 is over the labels that occur, as truth or as prediction. MCC is 0 where it is undefined.
+    Macro F1 is over the labels that occur, as truth or as prediction. MCC is the multi-class Matthews
+    correlation, Gorodkin's R_K (2004, doi:10.1016/j.compbiolchem.2004.09.006), DeepLoc's second figure; it is
+    0 where it is undefined.
     """
     confusion = confusion.astype(np.float64)
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
@@ -87,23 +76,41 @@ def scores_of_confusion(confusion: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def bootstrap_intervals(confusion: np.ndarray, seed: int) -> dict[str, list[float]]:
-    """95% percentile intervals of the scores over resampled test proteins.
+def scores_of_sets(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores float[samples] where proteins have several labels, of samples of the proteins.
 
-    Drawing proteins with replacement is drawing the confusion matrix from a multinomial.
+    `accuracy` (all labels right), `jaccard` (mean over proteins), `micro_f1`, `macro_f1`, `mcc` (mean over
+    labels): the figures DeepLoc 2.0 gives (Thumuluri et al. 2022, doi:10.1093/nar/gkac278). F1 and MCC are 0
+    where undefined; labels that occur neither as truth nor as prediction are left out.
+
+    Args:
+        weights: float[samples, proteins], how often each protein is in each sample.
     """
-    total = confusion.sum()
-    draws = np.random.default_rng(seed).multinomial(total, confusion.ravel() / total, size=RESAMPLES)
-    scores = scores_of_confusion(draws.reshape(-1, *confusion.shape))
-    return {name: np.percentile(values, [2.5, 97.5]).tolist() for name, values in scores.items()}
+    total = weights.sum(axis=1)
+    exact = (truth == predicted).all(axis=1)
+    jaccard = (truth & predicted).sum(axis=1) / np.maximum((truth | predicted).sum(axis=1), 1)
+    hits, true, given = (
+        weights @ part for part in (truth & predicted, truth, predicted)
+    )  # [samples, labels]
+    occurs = true + given > 0
+    f1 = 2 * hits / np.where(occurs, true + given, 1)
+    everybody = total[:, None]
+    spread = true * (everybody - true) * given * (everybody - given)
+    mcc = np.where(
+        spread > 0, (everybody * hits - true * given) / np.sqrt(np.where(spread > 0, spread, 1)), 0.0
+    )
+    kinds = occurs.sum(axis=1)
+    return {
+        "accuracy": weights @ exact / total,
+        "jaccard": weights @ jaccard / total,
+        "micro_f1": 2 * hits.sum(axis=1) / (true + given).sum(axis=1),
+        "macro_f1": f1.sum(axis=1) / kinds,
+        "mcc": (mcc * occurs).sum(axis=1) / kinds,
+    }
 
 
 def per_class(truth: np.ndarray, predicted: np.ndarray, labels: list[str]) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and support (number of true proteins) of each label; 0 where undefined.
-
-    Args:
-        truth, predicted: 0/1 int[proteins, labels].
-    """
+    """Precision, recall, F1 and support (number of true proteins) of each label; 0 where undefined."""
     rows = {}
     for label, true, given in zip(labels, truth.T, predicted.T):
         hits, support, predictions = int(true @ given), int(true.sum()), int(given.sum())

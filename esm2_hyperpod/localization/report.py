@@ -1,31 +1,21 @@
-"""What a finished run says of itself: metrics.json, pictures, report.md and the model card."""
+"""What a finished run says of itself: metrics.json, test_predictions.csv, pictures, report.md, model card."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from esm2_hyperpod.artifacts import write_text_atomically
+from esm2_hyperpod.artifacts import write_csv, write_json_atomically, write_text_atomically
 from esm2_hyperpod.figures import new_figure, save_figure
-from esm2_hyperpod.localization.baselines import KMER_BASELINE, kmer_predictions, majority_predictions
 from esm2_hyperpod.localization.encoding import EncodedProteins
-from esm2_hyperpod.localization.metrics import (
-    bootstrap_intervals,
-    decide,
-    expected_calibration_error,
-    per_class,
-    probabilities,
-    reliability,
-    scores_of_confusion,
-)
-from esm2_hyperpod.localization.model import ADAPTER_TUNINGS, Settings
-from esm2_hyperpod.localization.multilabel import multilabel_intervals, multilabel_scores
+from esm2_hyperpod.localization.evaluation import KMER_BASELINE, evaluate_test
+from esm2_hyperpod.localization.settings import ADAPTER_TUNINGS, Settings
 from esm2_hyperpod.proteins.splits import Splits
 
 LINE = "\n"
 SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "MCC (Gorodkin's R_K)"}
 MULTILABEL_SCORES = {
-    "accuracy": "the very set",
+    "accuracy": "all labels right",
     "jaccard": "Jaccard",
     "micro_f1": "micro F1",
     "macro_f1": "macro F1",
@@ -33,77 +23,45 @@ MULTILABEL_SCORES = {
 }
 
 
-def evaluate_test(
-    logits: np.ndarray,
+def write_results(
+    output_dir: Path,
     splits: Splits,
     settings: Settings,
     train: EncodedProteins,
     test: EncodedProteins,
+    logits: np.ndarray,
     seed: int,
 ) -> dict[str, Any]:
-    """Scores of the test proteins with 95% intervals, beside those of the baselines; calibration.
+    """Write metrics.json, report.md, the pictures and test_predictions.csv; return the metrics.
 
     Args:
         logits: float[test proteins, labels].
-        seed: of the bootstrap.
     """
-    several = settings.multi_label
-    truth = test.targets.astype(int) if several else np.eye(len(settings.labels), dtype=int)[test.targets]
-    given = {
-        name: probabilities(logits, temperature, several)
-        for name, temperature in (("uncalibrated", 1.0), ("calibrated", settings.temperature))
+    results = evaluate_test(logits, splits, settings, train, test, seed)
+    scores = {name: value for name, value in results["model"].items() if name != "intervals_95"}
+    metrics = {
+        **scores,
+        "majority_class_accuracy": results["baselines"]["majority_class"]["accuracy"],
+        "synthetic_data": splits.facts["synthetic_data"],
+        "seed": seed,
+        "rejected_rows": len(splits.rejected),
+        "cropped_proteins": train.cropped + test.cropped,
+        "split": {name: value for name, value in splits.facts.items() if name != "options"},
+        "test": results,
     }
-    predicted = decide(given["calibrated"], several)
-    sequences = [[protein.sequence for protein in part] for part in (splits.train, splits.test)]
-    by_kmers = decide(kmer_predictions(sequences[0], train.targets, sequences[1]), several)
-    by_majority = majority_predictions(truth)
-    names = [label for label, inside in zip(settings.labels, by_majority[0]) if inside]
-    calibration = {name: _judged(p, truth, predicted, several) for name, p in given.items()}
-    return {
-        "proteins": len(truth),
-        "model": _scores_with_intervals(truth, predicted, several, seed),
-        "baselines": {
-            "majority_class": {
-                "label": "|".join(names),
-                **_scores_with_intervals(truth, by_majority, several, seed),
-            },
-            "kmer_logistic_regression": {
-                "what": KMER_BASELINE,
-                **_scores_with_intervals(truth, by_kmers, several, seed),
-            },
-        },
-        "calibration": {
-            "temperature": settings.temperature,
-            "expected_calibration_error": {
-                name: expected_calibration_error(*judged) for name, judged in calibration.items()
-            },
-            "reliability": {name: reliability(*judged) for name, judged in calibration.items()},
-        },
-        "per_class": per_class(truth, predicted, settings.labels),
-        "confusion_matrix": (truth.T @ predicted).tolist(),
-    }
-
-
-def _scores_with_intervals(
-    truth: np.ndarray, predicted: np.ndarray, several: bool, seed: int
-) -> dict[str, Any]:
-    if several:
-        return {
-            **multilabel_scores(truth, predicted),
-            "intervals_95": multilabel_intervals(truth, predicted, seed),
-        }
-    confusion = truth.T @ predicted
-    scores = {name: float(value) for name, value in scores_of_confusion(confusion).items()}
-    return {**scores, "intervals_95": bootstrap_intervals(confusion, seed)}
-
-
-def _judged(
-    probability: np.ndarray, truth: np.ndarray, predicted: np.ndarray, several: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """The probability of the predicted label (or of every label), and whether that label is true."""
-    if several:
-        return probability.ravel(), truth.ravel() == 1
-    return probability.max(axis=1), (truth & predicted).any(axis=1)
+    write_json_atomically(output_dir / "metrics.json", metrics)
+    report = "# Subcellular localization\n\n" + _body(metrics, settings)
+    write_text_atomically(output_dir / "report.md", report)
+    title = f"{len(test)} test proteins, split: {splits.facts['origin']['test']}"
+    title += ", synthetic" if metrics["synthetic_data"] else ""
+    confusion = np.array(results["confusion_matrix"])
+    draw_confusion_matrix(output_dir / "confusion_matrix.png", confusion, settings.labels, title)
+    draw_reliability(output_dir / "reliability.png", results["calibration"]["reliability"], title)
+    header = ["id", "true_label", "label", *settings.labels]
+    rows = zip(splits.test, settings.probabilities(logits))
+    cells = ([protein.id, protein.label, *settings.cells(row)] for protein, row in rows)
+    write_csv(output_dir / "test_predictions.csv", header, cells)
+    return metrics
 
 
 def draw_confusion_matrix(path: Path, confusion: np.ndarray, labels: list[str], title: str) -> None:
@@ -139,15 +97,10 @@ def draw_reliability(path: Path, bins: dict[str, list[tuple[int, float, float]]]
     save_figure(figure, path)
 
 
-def write_report(path: Path, metrics: dict[str, Any], settings: Settings) -> None:
-    """`report.md`: the scores beside the baselines, per label, and how to read them."""
-    write_text_atomically(path, "# Subcellular localization\n\n" + _body(metrics, settings))
-
-
-def write_model_card(path: Path, metrics: dict[str, Any], settings: Settings) -> None:
+def model_card(metrics: dict[str, Any], settings: Settings) -> str:
     """`README.md` of the tuned model: what it is, how to use it, how good it is, what it is not."""
     library = "peft" if settings.tuning in ADAPTER_TUNINGS else "transformers"
-    card = f"""---
+    return f"""---
 base_model: {settings.base}
 library_name: {library}
 ---
@@ -167,7 +120,6 @@ The model gives one of its labels to any sequence, also to what lives elsewhere,
 is no protein. It was measured on proteins like those above; on other organisms, or on fragments, it may do
 worse.
 """
-    write_text_atomically(path, card)
 
 
 def _body(metrics: dict[str, Any], settings: Settings) -> str:

@@ -1,47 +1,47 @@
-"""Makes one plain model of an adapter and its base."""
+"""The folders that hold a tuned model: what a run leaves, and an adapter merged into its base."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
 from esm2_hyperpod.alphabet import build_tokenizer
-from esm2_hyperpod.localization.model import attach_adapter, load_base, read_adapter_settings
+from esm2_hyperpod.artifacts import whole_folder
+from esm2_hyperpod.localization.model import attach_adapter, dequantized, load_base
+from esm2_hyperpod.localization.report import model_card
+from esm2_hyperpod.localization.settings import Settings, read_adapter_settings
+
+
+def save_tuned(model: torch.nn.Module, settings: Settings, metrics: dict[str, Any], folder: Path) -> None:
+    """Write the tuned model, its settings, tokenizer and model card into `folder`, whole or not at all."""
+    with whole_folder(folder) as temporary:
+        _fill(temporary, model, settings)
+        (temporary / "README.md").write_text(model_card(metrics, settings), encoding="utf-8")
 
 
 def merge_adapter(adapter: Path, folder: Path) -> None:
     """Write a model that `AutoModelForSequenceClassification` loads without peft, in fp32.
 
-    The base keeps the values its 4-bit weights stood for, since those are what the adapter was trained on;
+    The base keeps the values its 4-bit weights stand for, since those are what the adapter was trained on;
     merging into the original weights would change the predictions. The temperature goes into the last
     layer, so that a plain softmax of the logits is calibrated.
 
     Raises `UserError` if `adapter` is none or its base cannot be loaded.
     """
     settings = read_adapter_settings(adapter)
-    model = load_base(replace(settings, tuning="lora"), torch.device("cpu"), bf16=False)
+    model = load_base(settings, torch.device("cpu"), bf16=False)
     if settings.tuning == "qlora":
-        round_to_4_bits(model, model.config.num_hidden_layers - (settings.pooling != "cls"))
+        model = dequantized(model)
     merged = attach_adapter(model, adapter).merge_and_unload()
     with torch.no_grad():
         for parameter in merged.classifier.out_proj.parameters():
             parameter.div_(settings.temperature)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    merged.save_pretrained(temporary)
-    build_tokenizer().save_pretrained(temporary)
-    replace(settings, tuning="full", temperature=1.0).save(temporary)
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    with whole_folder(folder) as temporary:
+        _fill(temporary, merged, replace(settings, tuning="full", temperature=1.0))
 
 
-def round_to_4_bits(model: torch.nn.Module, layers: int) -> None:
-    """Replace the linear weights of the first `layers` layers by what NF4 with double quantization keeps."""
-    for layer in model.esm.encoder.layer[:layers]:
-        for module in layer.modules():
-            if isinstance(module, torch.nn.Linear):
-                packed, state = quantize_4bit(module.weight.data, compress_statistics=True, quant_type="nf4")
-                module.weight.data = dequantize_4bit(packed, state)
+def _fill(folder: Path, model: torch.nn.Module, settings: Settings) -> None:
+    model.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    settings.save(folder)

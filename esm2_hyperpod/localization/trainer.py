@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import PeftModel
 from torch.nn import functional
 from torch.utils.data import DataLoader, Sampler
 
@@ -15,7 +14,8 @@ from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.hashing import key64, permutation
 from esm2_hyperpod.localization.arguments import FinetuningArguments
 from esm2_hyperpod.localization.encoding import EncodedProteins, collate
-from esm2_hyperpod.localization.metrics import score
+from esm2_hyperpod.localization.metrics import as_rows, decide, probabilities, scores
+from esm2_hyperpod.localization.model import restore_adapter
 from esm2_hyperpod.localization.prediction import predict_logits
 from esm2_hyperpod.training.trainer import ResumableTrainer
 
@@ -102,7 +102,7 @@ class MicroBatches(Sampler[list[int]]):
 
 
 class LocalizationTrainer(ResumableTrainer):
-    """Trains the classifier over global batches, evaluates by `evaluation.score`, restores adapters exactly.
+    """Trains the classifier over global batches, scores all validation proteins, restores adapters exactly.
 
     Args:
         train, validation: the encoded proteins.
@@ -123,7 +123,9 @@ class LocalizationTrainer(ResumableTrainer):
         callbacks: list,
     ):
         super().__init__(model, args, train_dataset=train, eval_dataset=validation, callbacks=callbacks)
-        self.model_accepts_loss_kwargs = False  # what forward takes as **kwargs is not the loss's divisor
+        # transformers 5.23 takes forward's **kwargs for a loss that divides itself. Not needed once a Trainer
+        # with a compute_loss of its own is not asked.
+        self.model_accepts_loss_kwargs = False
         self._plan = plan
         self._class_weights = None if class_weights is None else class_weights.to(args.device)
 
@@ -159,15 +161,21 @@ class LocalizationTrainer(ResumableTrainer):
         loss = classification_loss(outputs.logits, targets, self._class_weights)
         return (loss, outputs) if return_outputs else loss
 
+    def logits(self, proteins: EncodedProteins) -> np.ndarray:
+        """What the model gives the proteins, in the precision of training: float32[proteins, labels]."""
+        self.model.eval()
+        logits = predict_logits(self.model, proteins.ids, self.args.bf16)
+        self.model.train()
+        return logits
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """Loss and scores of the validation proteins, logged."""
-        self.model.eval()
-        logits = predict_logits(self.model, self.eval_dataset.ids, self.args.bf16)
-        self.model.train()
-        targets = self.eval_dataset.targets
+        logits, targets = self.logits(self.eval_dataset), self.eval_dataset.targets
+        several = targets.ndim == 2
+        predicted = decide(probabilities(logits, 1.0, several), several)
+        found = scores(as_rows(targets, logits.shape[1]), predicted, several)
         loss = classification_loss(torch.from_numpy(logits), torch.from_numpy(targets), None)
-        metrics = {"eval_loss": float(loss)}
-        metrics.update({f"eval_{name}": value for name, value in score(logits, targets).items()})
+        metrics = {"eval_loss": float(loss), **{f"eval_{name}": value for name, value in found.items()}}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -177,13 +185,15 @@ class LocalizationTrainer(ResumableTrainer):
         return self.state.global_step / self._plan.steps_per_epoch
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        # peft's load_adapter would make the frozen pooling layer trainable again.
+        # transformers 5.23 calls peft's load_adapter here, which makes all of modules_to_save trainable, also
+        # what `choose_trainable` froze. Not needed once load_adapter keeps requires_grad.
         if isinstance(self.model, PeftModel):
             restore_adapter(self.model, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self):
+        # transformers 5.23 calls load_adapter here, too. Goes with the override above.
         if self.is_world_process_zero():
             self.say(f"the best evaluation was that of step {self.state.best_global_step}")
         self._load_from_checkpoint(self.state.best_model_checkpoint)
@@ -212,10 +222,3 @@ def balanced_weights(targets: np.ndarray) -> torch.Tensor:
     counts = targets.sum(axis=0) if targets.ndim == 2 else np.bincount(targets)
     weights = counts.sum() / (len(counts) * np.maximum(counts, 1))
     return torch.tensor(weights, dtype=torch.float32)
-
-
-def restore_adapter(model: PeftModel, folder: Path) -> None:
-    """Put saved adapter weights (pooling and head included) into a model built the same way."""
-    weights = load_file(folder / "adapter_model.safetensors")
-    unused = set_peft_model_state_dict(model, weights).unexpected_keys
-    assert not unused, f"{folder}: holds weights this model has no place for: {unused[0]}"

@@ -102,9 +102,9 @@ def _named(classes: Any, names: list[str]) -> Any:
 
 def _read_fasta(path: Path) -> Iterator[Protein]:
     for record in read_records(path):
-        name, *words = record.header.split()[:1] or [""], *record.header.split()[1:]
+        words = record.header.split()[1:]
         label = re.sub(r"-[MSU]$", "", words[0]) if words else ""
-        yield Protein(f"{path}:{record.line}", name[0], record.sequence, label, "test" in words[1:])
+        yield Protein(f"{path}:{record.line}", record.id, record.sequence, label, "test" in words[1:])
 
 
 def _read_csv(path: Path) -> Iterator[Protein]:
@@ -114,7 +114,7 @@ def _read_csv(path: Path) -> Iterator[Protein]:
         try:
             yield from _table_rows(((reader.line_num, row) for row in reader), str(path), "line")
         except csv.Error as error:
-            raise UserError(f"{path}:{reader.line_num}: not CSV ({error}); mend that line") from None
+            raise UserError(f"{path}:{reader.line_num}: not CSV ({error}); fix that line") from None
 
 
 def _read_parquet(path: Path) -> Iterator[Protein]:
@@ -125,7 +125,7 @@ def _read_parquet(path: Path) -> Iterator[Protein]:
         rows = parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
-        raise UserError(f"{path}: not a whole Parquet file ({reason}); write it again") from None
+        raise UserError(f"{path}: not a complete Parquet file ({reason}); write it again") from None
     return _table_rows(enumerate(rows, start=1), str(path), "row")
 
 

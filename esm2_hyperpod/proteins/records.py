@@ -31,7 +31,7 @@ class Record:
 def open_text(path: Path) -> Iterator[TextIO]:
     """A text file, compressed with gzip or not, for reading; a byte-order mark is dropped.
 
-    Raises `UserError` if it is missing, no UTF-8, or not whole.
+    Raises `UserError` if it is not UTF-8, or its gzip stream is corrupt or incomplete.
     """
     try:
         with open(path, "rb") as raw:
@@ -43,7 +43,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); is it the right file?") from None
     except (EOFError, zlib.error, isal_zlib.error, igzip.BadGzipFile) as error:
         raise UserError(
-            f"{path}: the gzip stream is damaged or cut short ({error}); fetch it again"
+            f"{path}: the gzip stream is corrupt or incomplete ({error}); fetch it again"
         ) from None
 
 

@@ -143,9 +143,7 @@ def _mmseqs_groups(sequences: Sequence[str]) -> np.ndarray:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             last_line = ((done.stdout + done.stderr).strip().splitlines() or ["no message"])[-1]
-            raise UserError(
-                f"mmseqs failed ({last_line}); mend it or take it off the PATH to group by k-mers"
-            )
+            raise UserError(f"mmseqs failed ({last_line}); fix it or take it off the PATH to group by k-mers")
         table = Path(f"{result}_cluster.tsv").read_text()
     groups = np.empty(len(sequences), dtype=np.int64)
     for line in table.splitlines():

@@ -1,10 +1,9 @@
 """Train, validation and test proteins: as published, as given, or split off by similarity."""
 
 import csv
-import io
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 from esm2_hyperpod.artifacts import (
     MANIFEST,
     read_manifest,
+    write_csv,
     write_json_atomically,
-    write_text_atomically,
 )
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.proteins.labelled import Protein, Rejected, clean, count_labels
@@ -54,7 +53,7 @@ def make_splits(given: dict[str, Iterable[Protein]], method: str, seed: int) -> 
         rejected += unusable
         if not parts[name]:
             first = f"{unusable[0].where}: {unusable[0].reason}"
-            raise UserError(f"not one {name} protein can be used; the first, {first}; mend the rows")
+            raise UserError(f"not one {name} protein can be used; the first, {first}; fix the rows")
     origin = dict.fromkeys(given, "given")
     if "test" not in parts and any(protein.test for protein in parts["train"]):
         parts["test"], origin["test"] = [p for p in parts["train"] if p.test], "published test mark"
@@ -110,8 +109,7 @@ class Similarities:
 
     def between(self, rows: list[Protein], columns: list[Protein]):
         """bool[rows, columns], sparse."""
-        places = ([self._position[protein.where] for protein in part] for part in (rows, columns))
-        first, second = places
+        first, second = ([self._position[protein.where] for protein in part] for part in (rows, columns))
         return self._pairs[first][:, second]
 
     def among(self, proteins: list[Protein], others: list[Protein]) -> set[str]:
@@ -121,7 +119,7 @@ class Similarities:
 
 
 def _without_held_out(train: list[Protein], held_out: list[Protein]) -> tuple[list[Protein], list[Rejected]]:
-    """The training proteins whose very sequence is not held out; the others, with the reason."""
+    """The training proteins whose sequence is not held out; the others, with the reason."""
     elsewhere = {protein.sequence: protein.where for protein in held_out}
     repeated = [protein for protein in train if protein.sequence in elsewhere]
     rejected = [
@@ -186,18 +184,14 @@ def write_splits(splits: Splits, folder: Path, options: dict[str, Any]) -> None:
     """Write `train.csv`, `validation.csv`, `test.csv`, `rejected.csv` and, last, `manifest.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in SPLITS:
-        _write_csv(folder / f"{name}.csv", Protein, getattr(splits, name))
-    _write_csv(folder / "rejected.csv", Rejected, splits.rejected)
+        _write_rows(folder / f"{name}.csv", Protein, getattr(splits, name))
+    _write_rows(folder / "rejected.csv", Rejected, splits.rejected)
     manifest = {"options": options, **splits.facts, "rejected": len(splits.rejected)}
     write_json_atomically(folder / MANIFEST, manifest)
 
 
-def _write_csv(path: Path, kind: type, rows: list) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    write_text_atomically(path, text.getvalue())
+def _write_rows(path: Path, kind: type, rows: list) -> None:
+    write_csv(path, [field.name for field in fields(kind)], (astuple(row) for row in rows))
 
 
 def read_splits(folder: Path, made_by: str) -> Splits:

@@ -27,6 +27,7 @@ def publish(staged: Path, output_dir: Path) -> Path:
     """Give a wholly written checkpoint its name. One process calls this after all have written."""
     for path in staged.rglob("*"):
         if path.is_file():
+            path.chmod(staged.stat().st_mode & 0o666)  # the umask's, as in artifacts.whole_folder
             _sync(path)
     write_json_atomically(staged / COMPLETE, {"files": _sizes(staged)})
     checkpoint = output_dir / staged.name

@@ -1,9 +1,14 @@
 """The repository's commands, run as a user runs them."""
 
+import atexit
+import functools
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,42 +20,53 @@ REAL_DATA = ROOT.parent / "shared" / "data"
 
 
 def run(*command: object, check: bool = True, timeout: float = 600, **environment: str):
-    """Run a command in the repository's root; its output is shown when it fails and `check` is set."""
+    """Run a command in the repository's root; its output is shown when it fails and `check` is set.
+
+    A numbered script, `train.py` or `finetune_localization.py` runs in a process forked from one that has
+    imported what it imports (helpers/started.py), unless PYTHONPATH is given.
+    """
     words = [str(word) for word in command]
-    if words[0].endswith(".py"):
-        words.insert(0, sys.executable)
-    result = subprocess.run(
-        words,
-        cwd=ROOT,
-        env={**os.environ, "VENV": sys.prefix, **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    environment = {**os.environ, "VENV": sys.prefix, **environment}
+    if words[0].endswith(".py") and environment.get("PYTHONPATH") == os.environ.get("PYTHONPATH"):
+        result = started(words[0]).run(words[1:], environment, timeout)
+    else:
+        if words[0].endswith(".py"):
+            words.insert(0, sys.executable)
+        result = subprocess.run(
+            words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+        )
     if check and result.returncode:
         pytest.fail(f"{' '.join(words)}\nexit {result.returncode}\n{result.stdout}\n{result.stderr}")
     return result
 
 
-RUN_EACH = """
-import contextlib, io, json, runpy, sys
-script, commands = sys.argv[1], json.loads(sys.argv[2])
-results = []
-for arguments in commands:
-    sys.argv, code, errors = [script, *arguments], 0, io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
-        try:
-            runpy.run_path(script, run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-    if isinstance(code, str):  # as the interpreter does
-        code, errors = 1, io.StringIO(code)
-    results.append((code, errors.getvalue()))
-print(json.dumps(results))
-"""
+@functools.cache
+def started(script: str) -> "Started":
+    """The process that has imported what `script` imports, for all tests of this worker."""
+    return Started(script)
 
 
-def run_each(script: str, commands: list[list[str]], **environment: str) -> list[tuple[int, str]]:
-    """Exit code and stderr of a script run with each list of arguments, in one process: imports take long."""
-    out = run(sys.executable, "-c", RUN_EACH, script, json.dumps(commands), **environment).stdout
-    return [(code or 0, errors) for code, errors in json.loads(out.splitlines()[-1])]
+class Started:
+    """helpers/started.py for one script."""
+
+    def __init__(self, script: str):
+        self.script = script
+        command = [sys.executable, Path(__file__).with_name("started.py"), script]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        atexit.register(self.process.stdin.close)
+
+    def run(self, arguments: list[str], environment: dict, timeout: float) -> subprocess.CompletedProcess:
+        """Run the script in a fork; returns what `subprocess.run` would."""
+        with tempfile.NamedTemporaryFile("r") as stdout, tempfile.NamedTemporaryFile("r") as stderr:
+            wanted = {"arguments": arguments, "environment": environment}
+            print(json.dumps({**wanted, "stdout": stdout.name, "stderr": stderr.name}),
+                  file=self.process.stdin, flush=True)  # fmt: skip
+            child = int(self.process.stdout.readline())
+            killer = threading.Timer(timeout, os.kill, (child, signal.SIGKILL))
+            killer.start()
+            code = int(self.process.stdout.readline())
+            killer.cancel()
+            texts = [file.read() for file in (stdout, stderr)]
+        return subprocess.CompletedProcess([self.script, *arguments], code, *texts)

@@ -5,7 +5,6 @@ sets; `scontrol` answers from a list of nodes; the Python of the virtual environ
 and environment instead of training.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -140,8 +139,3 @@ class StubCluster:
 def option(arguments: list[str], name: str) -> str:
     """The value after a flag; the last one counts, as for argparse."""
     return arguments[len(arguments) - arguments[::-1].index(name)]
-
-
-def json_lines(text: str) -> list[dict]:
-    """The JSON objects among the lines of a log."""
-    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]

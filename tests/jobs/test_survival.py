@@ -1,7 +1,8 @@
-"""Break the cluster while it trains: the run goes on and ends with the very losses of an undisturbed one.
+"""On a real Slurm: a dry run, and faults while it trains. The run resumes and ends with the losses of an
+undisturbed one.
 
-The loss of a node is always tested. All cases, on three virtual nodes, with a table of what was lost
-(columns: fault, time until a step beyond it, steps done twice, starts, final loss):
+The dry run and the loss of a node are always tested. All cases, on three virtual nodes, with a table of what
+was lost (columns: fault, time until a step beyond it, steps done twice, starts, final loss):
 
     SURVIVAL=all .venv/bin/python -m pytest tests/jobs/test_survival.py -s -n 0
 """
@@ -85,6 +86,18 @@ def goes_on(
     return time.monotonic() - happened
 
 
+def test_dry_run(slurm):
+    output = slurm.fsx / "dry-run"
+    flags = ["--output_dir", str(output), "--global_batch_tokens", "98304"]
+    job = slurm.sbatch("2.train_ddp.sh", *flags, DRY_RUN="1", GPUS_PER_NODE="3")
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    log = slurm.log(job)
+    assert "--nnodes 2 --node_rank 0 --nproc_per_node 3" in log
+    assert "--nnodes 2 --node_rank 1 --nproc_per_node 3" in log
+    assert "98,304 tokens = 6 process(es) x 16,384 x 1 accumulated" in log
+    assert not output.exists()
+
+
 @on_demand
 @pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
 def test_killed_process(slurm, undisturbed, trainer):
@@ -165,22 +178,22 @@ def test_asked_to_stop(slurm, undisturbed, trainer, steps):
 @on_demand
 def test_time_limit(slurm):
     """Slurm's own clock: a limit of one minute, and the signal as soon as Slurm's rounding allows."""
-    output = slurm.fsx / "ddp-time-limit"
-    long = ["--max_steps", "400", "--save_steps", "100", "--stop_after_steps", "120"]
-    job = slurm.sbatch(
-        "--time=1", "--signal=B:USR1@30", "2.train_ddp.sh", *TINY, *long, "--output_dir", str(output)
-    )
-    slurm.until(lambda: slurm.field(job, "Restarts") == "2", "two requeues", 300, job)
-    slurm.run("scontrol", "update", f"job={job}", "TimeLimit=10")
-    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    output, in_peace = slurm.fsx / "ddp-time-limit", slurm.fsx / "ddp-no-time-limit"
+    long = ["2.train_ddp.sh", *TINY, "--max_steps", "1000000", "--save_steps", "1000000"]
+    job = slurm.sbatch("--time=1", "--signal=B:USR1@30", *long, "--output_dir", str(output))
+    slurm.until(lambda: slurm.field(job, "Restarts") == "2", "two requeues", 900, job)
+    slurm.until(lambda: len(read_run(output)["sessions"]) == 3, "the third start", job=job)
+    slurm.run("scancel", job)
+    slurm.wait(job)
     assert "DUE TO TIME LIMIT" not in slurm.log(job)
-    steps = [session["from_step"] for session in read_run(output)["sessions"]]
-    assert 0 == steps[0] < steps[1] < steps[2]
-    in_peace = slurm.fsx / "ddp-no-time-limit"
-    job = slurm.sbatch("2.train_ddp.sh", *TINY, *long, "--output_dir", str(in_peace))
-    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    begun = [session["from_step"] for session in read_run(output)["sessions"]]
+    assert 0 == begun[0] < begun[1] < begun[2]
+    steps = logged_losses(output)[-1][0] + 1  # however far this machine came
+    for folder in (output, in_peace):
+        job = slurm.sbatch(*long, "--stop_after_steps", str(steps), "--output_dir", str(folder))
+        assert slurm.wait(job, 900) == "COMPLETED", slurm.log(job)
     assert logged_losses(output) == logged_losses(in_peace)
-    print(f"\n| ddp: time limit, twice | sessions began at {steps} | {logged_losses(output)[-1][-1]!r} |")
+    print(f"\n| ddp: time limit, twice | sessions began at {begun} | {logged_losses(output)[-1][-1]!r} |")
 
 
 @on_demand

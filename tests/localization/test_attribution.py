@@ -6,17 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.localization_example import COUNTS, settings_of, untuned
+from helpers.localization_example import COUNTS, CPU, save, settings_of, untuned
 
 from esm2_hyperpod.alphabet import AMINO_ACIDS, TOKENS, encode
-from esm2_hyperpod.localization.attribution import (
-    TOLERANCE,
-    already_explained,
-    explain,
-    explain_file,
-    integrated_gradients,
-)
-from esm2_hyperpod.localization.model import Settings
+from esm2_hyperpod.localization.attribution import TOLERANCE, Attribution, integrated_gradients
+from esm2_hyperpod.localization.prediction import Predictor
+from esm2_hyperpod.localization.settings import Settings
+from esm2_hyperpod.proteins.records import Record
 
 SEQUENCE = "MKVLLAAGGDDEEKKWWCHSPXTFYNQR"
 
@@ -31,6 +27,12 @@ def tuned(base: Path, **changes) -> tuple[torch.nn.Module, Settings]:
             if "classifier" in name or "lora_" in name:
                 parameter.normal_(std=0.2 if "lora_" in name else 0.5)
     return model, settings
+
+
+def explained(model: torch.nn.Module, settings: Settings, folder: Path) -> list[Attribution]:
+    """Why `SEQUENCE` gets the labels that it gets."""
+    save(model, settings, folder)
+    return Predictor(folder, CPU, bf16=False).explain(Record("p", SEQUENCE, 1))
 
 
 @pytest.mark.parametrize(
@@ -71,9 +73,8 @@ def test_one_residue_that_matters_gets_it_all(base):
     assert np.delete(value, position - 1) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_positions_of_a_cropped_protein_are_those_of_the_whole(base):
-    model, settings = tuned(base, max_seq_length=12)
-    (found,) = explain(model, settings, "p", SEQUENCE, False)
+def test_positions_of_a_cropped_protein_are_those_of_the_whole(base, tmp_path):
+    (found,) = explained(*tuned(base, max_seq_length=12), tmp_path)
     assert found.position.tolist() == [1, 2, 3, 4, 5, 24, 25, 26, 27, 28]
     assert found.residues == SEQUENCE[:5] + SEQUENCE[-5:]
     assert found.label in COUNTS and 1 / 3 < found.probability <= 1
@@ -85,25 +86,25 @@ def test_each_of_several_labels_is_explained(base, tmp_path):
         model.get_base_model().classifier.modules_to_save["default"].out_proj.bias += torch.tensor(
             [9.0, -9.0, 9.0]
         )
-    first, second = explain(model, settings, "p", SEQUENCE, False)
+    first, second = explained(model, settings, tmp_path)
     assert (first.label, second.label) == ("Cytoplasm", "Nucleus")
     assert not np.allclose(first.value, second.value)
 
 
 def test_the_table_of_a_file_and_what_makes_it_current(base, tmp_path):
     model, settings = tuned(base, tuning="full")
-    weights, fasta, output = tmp_path / "model", tmp_path / "a.fasta", tmp_path / "attributions.csv"
-    model.save_pretrained(weights)
-    settings.save(weights)
+    fasta, output = tmp_path / "a.fasta", tmp_path / "attributions.csv"
+    save(model, settings, tmp_path / "model")
+    predictor = Predictor(tmp_path / "model", CPU, bf16=False)
     fasta.write_text(f">empty\n>one x\n{SEQUENCE.lower()}*\n>two\nMKV\n>three\nMCW\n")
-    words = (model, settings, fasta, output, weights)
-    assert explain_file(*words, 2, False, stop_asked=lambda: True) is None and not output.exists()
-    assert [one.id for one in explain_file(*words, 2, False)] == ["one", "two"]
+    assert predictor.explain_file(fasta, output, 2, stop_asked=lambda: True) is None and not output.exists()
+    assert [one.id for one in predictor.explain_file(fasta, output, 2)] == ["one", "two"]
     rows = list(csv.DictReader(output.read_text().splitlines()))
     assert "".join(row["residue"] for row in rows) == SEQUENCE + "MKV"
     assert [int(row["position"]) for row in rows] == [*range(1, 29), 1, 2, 3]
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert already_explained(fasta, output, weights, 2, False)
-    assert not already_explained(fasta, output, weights, 3, False)
+    assert predictor.is_current(output, fasta, 2)
+    assert not predictor.is_current(output, fasta, 3)
+    assert not Predictor(tmp_path / "model", CPU, bf16=True).is_current(output, fasta, 2)
     fasta.write_text(">one\nMKV\n")
-    assert not already_explained(fasta, output, weights, 2, False)
+    assert not predictor.is_current(output, fasta, 2)

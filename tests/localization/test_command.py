@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.commands import ROOT, on_demand, run
-from helpers.localization_example import COUNTS, FAVOURITES, write_fasta, write_labelled
+from helpers.localization_example import COUNTS, FAVOURITES, skip_if_torch_cannot, write_fasta, write_labelled
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from esm2_hyperpod.localization.model import load_base, read_settings
+from esm2_hyperpod.localization.model import load_base
+from esm2_hyperpod.localization.settings import read_settings
 
 FLAGS = (
     "--max_seq_length 64 --global_batch_size 12 --per_device_train_batch_size 6 --num_train_epochs 5 "
@@ -67,7 +69,7 @@ def test_it_learns_in_4_bits_and_says_against_what(finished):
     assert not metrics["synthetic_data"]
     test = metrics["test"]
     low, high = test["model"]["intervals_95"]["accuracy"]
-    assert low < metrics["accuracy"] <= high
+    assert metrics["majority_class_accuracy"] < low <= metrics["accuracy"] <= high
     assert test["baselines"]["majority_class"]["accuracy"] == metrics["majority_class_accuracy"]
     assert test["baselines"]["kmer_logistic_regression"]["accuracy"] > metrics["majority_class_accuracy"]
     assert (
@@ -80,6 +82,16 @@ def test_it_learns_in_4_bits_and_says_against_what(finished):
     report = (output / "report.md").read_text()
     assert "majority class" in report and "kmer logistic regression" in report and "similarity" in report
     assert report.splitlines()[-1] in (output / "adapter" / "README.md").read_text()
+
+
+def test_other_people_can_read_what_a_run_leaves(finished):
+    """As the umask says; safetensors makes files that only their owner can read."""
+    umask = os.umask(0)
+    os.umask(umask)
+    files = [path for path in finished[0].rglob("*") if path.is_file()]
+    modes = {str(path.relative_to(finished[0])): path.stat().st_mode & 0o777 for path in files}
+    assert {"adapter/adapter_model.safetensors", "merged/model.safetensors", "predictions.csv"} < set(modes)
+    assert {name: oct(mode) for name, mode in modes.items() if mode != 0o666 & ~umask} == {}
 
 
 def test_test_predictions_are_what_the_metrics_say(finished):
@@ -159,8 +171,10 @@ def test_the_adapter_alone_gives_the_same_probabilities_in_a_fresh_process(finis
 
 
 def test_predictions_are_made_in_the_precision_of_training(example, held_out, tmp_path):
-    more = ["--max_steps", 8, "--precision", "bf16", "--predict_file", held_out]
-    run(*command(example, tmp_path / "out", *more))
+    more = ["--max_steps", 2, "--precision", "bf16", "--predict_file", held_out]
+    result = run(*command(example, tmp_path / "out", *more), check=False)
+    skip_if_torch_cannot(result.stderr)
+    assert result.returncode == 0, result.stderr
     assert_same_predictions(tmp_path / "out/predictions.csv", tmp_path / "out/test_predictions.csv")
 
 
@@ -189,18 +203,25 @@ def test_peft_loads_the_adapter_without_us_and_the_merged_model_needs_no_peft(fi
 
 def test_two_processes_give_what_one_gives(example, finished, tmp_path):
     words = ["-m", "esm2_hyperpod.jobs.launch", "torchrun", "--standalone", "--nproc_per_node", "2"]
-    run(sys.executable, *words, *command(example, tmp_path / "two"))
+    more = ["--predict_file", example / "new.fasta", "--explain", 1]
+    result = run(sys.executable, *words, *command(example, tmp_path / "two", *more))
+    assert "kernels-community" not in result.stderr  # see imports.without_kernels_warning
     one, two = losses(finished[0]), losses(tmp_path / "two")
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for first, second in zip(one, two):
-        assert second == pytest.approx(first, abs=1e-4), first["step"]
-    assert numbers(read_csv(tmp_path / "two/test_predictions.csv")) == pytest.approx(
-        numbers(read_csv(finished[0] / "test_predictions.csv")), abs=1e-3
-    )
+        assert set(first) == set(second)
+        for name, value in first.items():
+            # A score moves by whole proteins, of which validation has twelve.
+            close = 0.2 if name in ("eval_accuracy", "eval_macro_f1", "eval_mcc") else 1e-4
+            assert second[name] == pytest.approx(value, abs=close), (first["step"], name)
+    for file in ("test_predictions.csv", "predictions.csv"):
+        expected = numbers(read_csv(finished[0] / file))
+        assert numbers(read_csv(tmp_path / "two" / file)) == pytest.approx(expected, abs=1e-3)
+    assert {row["id"] for row in read_csv(tmp_path / "two" / "attributions.csv")} == {"q0"}
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=on_demand), signal.SIGKILL])
-def test_interrupted_it_goes_on_to_the_same_result(example, finished, tmp_path, number):
+def test_interrupted_it_is_resumed_to_the_same_result(example, finished, tmp_path, number):
     words = command(example, tmp_path / "out")
     process = subprocess.Popen(
         [sys.executable, "-u", *words],
@@ -216,7 +237,7 @@ def test_interrupted_it_goes_on_to_the_same_result(example, finished, tmp_path, 
     process.stdout.read()
     assert process.wait() == (75 if number == signal.SIGTERM else -signal.SIGKILL)
     again = run(*words)
-    assert "going on from" in again.stdout
+    assert "resuming from" in again.stdout
     assert losses(tmp_path / "out") == losses(finished[0])
     assert read_csv(tmp_path / "out/test_predictions.csv") == read_csv(finished[0] / "test_predictions.csv")
 
@@ -231,25 +252,10 @@ def test_proteins_in_several_places_from_a_dataset_with_a_whole_model(example, t
         for number, row in enumerate(rows):
             places = {row["label"], "Cytoplasm"} if number % 3 == 0 else {row["label"]}
             table.writerow({**row, "label": "|".join(sorted(places))})
-    words = [
-        "--model_name_or_path",
-        example / "base",
-        "--output_dir",
-        tmp_path / "out",
-        "--dataset_name",
-        folder,
-    ]
-    words += [
-        "--tuning",
-        "full",
-        "--pooling",
-        "attention",
-        "--class_weights",
-        "balanced",
-        "--split",
-        "random",
-    ]
-    run("finetune_localization.py", *words, *FLAGS, "--num_train_epochs", 2)
+    words = ["--model_name_or_path", example / "base", "--output_dir", tmp_path / "out"]
+    words += ["--dataset_name", folder, "--split", "random"]
+    words += "--tuning full --pooling attention --class_weights balanced --max_steps 4".split()
+    run("finetune_localization.py", *words, *FLAGS)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert {"accuracy", "jaccard", "micro_f1", "macro_f1", "mcc"} < set(metrics)
     assert metrics["split"]["origin"]["test"] == "random"

@@ -7,17 +7,15 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 from esm2_hyperpod.localization.metrics import (
-    LocalizationScores,
-    bootstrap_intervals,
-    confusion_matrix,
+    as_rows,
     decide,
     expected_calibration_error,
     fit_temperature,
+    intervals,
     per_class,
     probabilities,
-    scores_of_confusion,
+    scores,
 )
-from esm2_hyperpod.localization.multilabel import multilabel_intervals, multilabel_scores
 
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60)
 
@@ -26,7 +24,8 @@ pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, ma
 @settings(deadline=None)
 def test_scores_are_scikit_learns(pairs):
     truth, predicted = (np.array(column) for column in zip(*pairs))
-    ours = scores_of_confusion(confusion_matrix(truth, predicted, 4))
+    ours = scores(as_rows(truth, 4), as_rows(predicted, 4), False)
+    assert set(ours) == {"accuracy", "macro_f1", "mcc"}
     assert ours["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(truth, predicted))
     assert ours["macro_f1"] == pytest.approx(
         sklearn_metrics.f1_score(truth, predicted, average="macro", zero_division=0)
@@ -34,23 +33,19 @@ def test_scores_are_scikit_learns(pairs):
     assert ours["mcc"] == pytest.approx(sklearn_metrics.matthews_corrcoef(truth, predicted), abs=1e-12)
 
 
-def test_the_evaluate_metric_needs_no_network_and_takes_batches():
-    metric = LocalizationScores()
-    metric.add_batch(references=[0, 1], predictions=[0, 1])
-    metric.add_batch(references=[2, 2], predictions=[2, 0])
-    scores = metric.compute(num_labels=3)
-    assert scores["accuracy"] == 0.75
-    assert set(scores) == {"accuracy", "macro_f1", "mcc"}
-
-
 def test_intervals_cover_and_shrink_with_more_proteins():
-    few = np.array([[40, 10], [10, 40]])
-    narrow, wide = bootstrap_intervals(few * 100, seed=0), bootstrap_intervals(few, seed=0)
+    def intervals_of(times):
+        """Of 40 + 40 right and 10 + 10 wrong predictions, each so many times."""
+        truth, predicted = ([0] * 50 + [1] * 50), ([0] * 40 + [1] * 50 + [0] * 10)
+        rows = [as_rows(np.repeat(numbers, times), 2) for numbers in (truth, predicted)]
+        return intervals(*rows, False, seed=0)
+
+    narrow, wide = intervals_of(100), intervals_of(1)
     assert wide["accuracy"][0] < 0.8 < wide["accuracy"][1]
     # A share p of n proteins has the standard error sqrt(p (1 - p) / n).
     assert np.diff(wide["accuracy"])[0] == pytest.approx(2 * 1.96 * np.sqrt(0.8 * 0.2 / 100), rel=0.1)
     assert np.diff(narrow["accuracy"])[0] == pytest.approx(np.diff(wide["accuracy"])[0] / 10, rel=0.2)
-    assert bootstrap_intervals(few, seed=0) == wide
+    assert intervals_of(1) == wide
 
 
 def test_per_class_counts_true_proteins():
@@ -67,7 +62,7 @@ def test_per_class_counts_true_proteins():
 @settings(deadline=None)
 def test_multilabel_scores_are_scikit_learns(rows):
     truth, predicted = (np.array(column) for column in zip(*rows))
-    ours = multilabel_scores(truth, predicted)
+    ours = scores(truth, predicted, True)
     occurs = [label for label in range(3) if truth[:, label].any() or predicted[:, label].any()]
     f1, jaccard = sklearn_metrics.f1_score, sklearn_metrics.jaccard_score
     assert ours["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(truth, predicted))
@@ -91,9 +86,9 @@ def test_multilabel_intervals_contain_the_score():
     truth = random.integers(0, 2, (200, 4))
     truth[:, 0] |= ~truth.any(axis=1)
     predicted = truth ^ (random.random(truth.shape) < 0.2)
-    scores, intervals = multilabel_scores(truth, predicted), multilabel_intervals(truth, predicted, seed=0)
-    for name, (low, high) in intervals.items():
-        assert low < scores[name] < high
+    figures = scores(truth, predicted, True)
+    for name, (low, high) in intervals(truth, predicted, True, seed=0).items():
+        assert low < figures[name] < high
 
 
 def test_temperature_undoes_overconfidence():

@@ -1,9 +1,9 @@
-"""The classifier: pooling, what each tuning trains, 4-bit weights, checkpoints old and torn."""
+"""The classifier: pooling, what each tuning trains, 4-bit weights, old checkpoints, corrupt files."""
 
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from helpers.localization_example import CPU, LORA, settings_of, untuned
+from helpers.localization_example import CPU, LORA, save, settings_of, untuned
 from safetensors.torch import load_file, save_file
 from transformers import EsmModel
 
@@ -99,7 +99,7 @@ def test_a_checkpoint_as_facebook_publishes_it(base, tmp_path):
     assert torch.equal(*logits)
 
 
-def test_a_torn_base_is_refused_in_one_line(base, tmp_path):
+def test_a_corrupt_base_is_refused_in_one_line(base, tmp_path):
     for file in base.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = tmp_path / "model.safetensors"
@@ -113,10 +113,9 @@ def test_a_torn_base_is_refused_in_one_line(base, tmp_path):
         untuned(settings_of(tmp_path))
 
 
-def test_a_torn_adapter_is_refused_in_one_line_whatever_it_is_wanted_for(base, tmp_path):
+def test_a_corrupt_adapter_is_refused_in_one_line_whatever_it_is_wanted_for(base, tmp_path):
     settings = settings_of(base)
-    untuned(settings).save_pretrained(tmp_path)
-    settings.save(tmp_path)
+    save(untuned(settings), settings, tmp_path)
     weights = tmp_path / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     wanted = (

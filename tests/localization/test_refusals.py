@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from helpers.commands import ROOT
-from helpers.localization_example import settings_of, untuned, write_fasta, write_labelled
+from helpers.localization_example import save, settings_of, untuned, write_fasta, write_labelled
 
 from esm2_hyperpod.errors import UserError
 
@@ -18,35 +18,26 @@ def script():
     return module
 
 
+FILES = {"OUT": "out", "DATA": "data.csv", "NEW": "new.fasta"}
+TRAIN = "--model_name_or_path BASE --output_dir OUT --train_file DATA"
+PREDICT = "--model_name_or_path BASE --output_dir OUT"
 REFUSALS = {
-    "no output": (
-        "--model_name_or_path BASE --train_file DATA",
-        "--output_dir and --model_name_or_path are needed",
-    ),
-    "nothing to do": ("--model_name_or_path BASE --output_dir OUT", "nothing to do"),
-    "two sources": ("RUN --dataset_name x", "give one of them"),
-    "no such file": (
-        "--model_name_or_path BASE --output_dir OUT --train_file gone.csv",
-        "gone.csv: no such file",
-    ),
+    "no output": ("--model_name_or_path BASE --train_file DATA", "--output_dir and --model_name_or_path are"),
+    "nothing to do": (PREDICT, "nothing to do"),
+    "two sources": (f"{TRAIN} --dataset_name x", "give one of them"),
+    "no such file": (f"{PREDICT} --train_file gone.csv", "gone.csv: no such file"),
     "no model": ("--model_name_or_path DATA --output_dir OUT --train_file DATA", "no model there"),
-    "batch": ("RUN --global_batch_size 500", "larger than the 84 training proteins"),
-    "no fasta to predict": (
-        "--model_name_or_path BASE --output_dir OUT --do_predict",
-        "--predict_file FASTA",
-    ),
-    "untuned": ("--model_name_or_path BASE --output_dir OUT --predict_file NEW", "no tuned model"),
-    "accumulation": ("RUN --gradient_accumulation_steps 2", "use --global_batch_size"),
-    "16 bits": ("RUN --fp16 true", "use --precision"),
-    "training flag": ("RUN --do_train", "use --train_file"),
-    "rate": ("RUN --learning_rate -1", "must be above 0"),
-    "explain": ("RUN --explain 3", "--predict_file FASTA"),
-    "length": ("RUN --max_seq_length 3", "must be at least 4"),
-    "training flag to predict": (
-        "--model_name_or_path BASE --output_dir OUT --predict_file NEW --crop start",
-        "--crop is for training",
-    ),
-    "merge": ("--model_name_or_path BASE --output_dir OUT --merge_adapter", "no tuned model"),
+    "batch": (f"{TRAIN} --global_batch_size 500", "larger than the 84 training proteins"),
+    "no fasta to predict": (f"{PREDICT} --do_predict", "--predict_file FASTA"),
+    "untuned": (f"{PREDICT} --predict_file NEW", "no tuned model"),
+    "accumulation": (f"{TRAIN} --gradient_accumulation_steps 2", "use --global_batch_size"),
+    "16 bits": (f"{TRAIN} --fp16 true", "use --precision"),
+    "training flag": (f"{TRAIN} --do_train", "use --train_file"),
+    "rate": (f"{TRAIN} --learning_rate -1", "must be above 0"),
+    "explain": (f"{TRAIN} --explain 3", "--predict_file FASTA"),
+    "length": (f"{TRAIN} --max_seq_length 3", "must be at least 4"),
+    "training flag to predict": (f"{PREDICT} --predict_file NEW --crop start", "--crop is for training"),
+    "merge": (f"{PREDICT} --merge_adapter", "no tuned model"),
 }
 
 
@@ -55,13 +46,7 @@ def test_refusals(case, script, base, tmp_path, monkeypatch):
     words, expected = REFUSALS[case]
     write_labelled(tmp_path / "data.csv")
     write_fasta(tmp_path / "new.fasta", 2)
-    words = words.replace("RUN", "--model_name_or_path BASE --output_dir OUT --train_file DATA")
-    places = {
-        "BASE": base,
-        "OUT": tmp_path / "out",
-        "DATA": tmp_path / "data.csv",
-        "NEW": tmp_path / "new.fasta",
-    }
+    places = {"BASE": base, **{name: tmp_path / file for name, file in FILES.items()}}
     monkeypatch.setattr(sys, "argv", ["x", *(str(places.get(word, word)) for word in words.split())])
     with pytest.raises(UserError, match=expected) as refusal:
         script.main()
@@ -72,8 +57,7 @@ def test_refusals(case, script, base, tmp_path, monkeypatch):
 @pytest.mark.parametrize("flag", ["--tuning full", "--pooling cls", "--lora_rank 4"])
 def test_what_an_adapter_fixes_cannot_be_asked_otherwise(flag, script, base, tmp_path, monkeypatch):
     settings = settings_of(base, pooling="attention")
-    settings.save(tmp_path)
-    untuned(settings).save_pretrained(tmp_path)
+    save(untuned(settings), settings, tmp_path)
     words = f"x --output_dir {tmp_path / 'out'} --model_name_or_path {tmp_path} --train_file t.csv {flag}"
     monkeypatch.setattr(sys, "argv", words.split())
     with pytest.raises(UserError, match=f"{flag}: .* is continued as it is"):

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from esm2_hyperpod.errors import UserError
-from esm2_hyperpod.localization.encoding import crop
 from esm2_hyperpod.proteins.labelled import Protein, clean, read_hub_dataset, read_proteins
 from esm2_hyperpod.proteins.records import read_records
 from esm2_hyperpod.proteins.similarity import group_similar, similar_pairs
@@ -148,8 +147,8 @@ def test_a_vector_of_zeros_and_ones_is_not_taken_for_labels(tmp_path):
         ("a.csv", b"id,sequence,label\n1,\xff\xfe,X\n", "not UTF-8"),
         ("a.fasta", b"MKV\n", "must begin with '>'"),
         ("a.fasta", b"", "holds no FASTA record"),
-        ("a.fasta.gz", gzip.compress(b">a X\nMKV\n" * 500)[:-20], "damaged or cut short"),
-        ("a.parquet", b"PAR1", "not a whole Parquet file"),
+        ("a.fasta.gz", gzip.compress(b">a X\nMKV\n" * 500)[:-20], "corrupt or incomplete"),
+        ("a.parquet", b"PAR1", "not a complete Parquet file"),
         ("a.xlsx", b"", "read from .fasta, .csv or .parquet"),
     ],
 )
@@ -215,16 +214,6 @@ def test_rows_that_cannot_be_used_are_listed_with_their_reason():
         "p8": "the same sequence has contradicting labels: Nucleus, Plastid",
         "p9": "double label Cytoplasm-Nucleus, which DeepLoc 1.0 leaves out",
     }
-
-
-@given(st.text(RESIDUES, max_size=60), st.integers(4, 40), st.sampled_from(["ends", "start", "end"]))
-def test_crop_keeps_what_it_says(sequence, longest, how):
-    kept = crop(sequence, longest, how)
-    room = longest - 2
-    assert len(kept) == min(len(sequence), room)
-    if len(sequence) > room:
-        head = {"ends": room - room // 2, "start": room, "end": 0}[how]
-        assert kept == sequence[:head] + sequence[len(sequence) - (room - head) :]
 
 
 # ---- splitting --------------------------------------------------------------------------------------

@@ -1,0 +1,138 @@
+"""The wrappers of pretraining: the same run on any number of processes, interrupted or not."""
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
+from helpers.commands import ROOT
+from helpers.pretraining import assert_close, launch, metrics, places, train, wrapper
+
+from esm2_hyperpod.pretraining.sharding import sum_gradients_in_fp32
+
+
+@pytest.fixture(scope="module")
+def undisturbed_by(tokenized, tmp_path_factory):
+    """The output folder and the log of the same run on several processes, made when first asked for."""
+
+    @functools.cache
+    def divided(processes: int, fsdp: bool) -> tuple[Path, str]:
+        output = tmp_path_factory.mktemp("divided")
+        return output, launch(tokenized, output, processes=processes, fsdp=fsdp).stdout
+
+    return divided
+
+
+@pytest.mark.parametrize("processes, fsdp", [(2, False), (4, False), (2, True)])
+def test_losses_do_not_depend_on_how_the_work_is_divided(undisturbed, undisturbed_by, processes, fsdp):
+    output, log = undisturbed_by(processes, fsdp)
+    assert_close(metrics(output), metrics(undisturbed))
+    if fsdp:  # the run says what its parameters are: half of each is here
+        here, whole = re.search(r"FSDP2: .* is \[(\d+), \d+\] here of \[(\d+), \d+\]", log).groups()
+        assert int(whole) == processes * int(here)
+        assert list(output.glob("checkpoint-*/pytorch_model_fsdp_0/*.distcp"))
+    else:
+        assert "DDP: each process holds all parameters" in log
+
+
+def start(dataset: Path, output: Path, processes: int = 2, fsdp: bool = False) -> subprocess.Popen:
+    """The same run as `launch`, in the background, as a process group of its own."""
+    return subprocess.Popen(
+        wrapper(fsdp),
+        cwd=ROOT,
+        env={**os.environ, "VENV": sys.prefix, **places(dataset, output, processes)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def wait_for_step(process: subprocess.Popen, output: Path, step: int) -> None:
+    deadline = time.monotonic() + 300
+    while not any(line[0] >= step for line in metrics(output)):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL a run and all its processes, which the launcher puts into sessions of their own."""
+    family = [process, *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        member.kill()
+    psutil.wait_procs(family[1:])
+    process.wait()
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_killed_and_started_again_repeats_every_digit(tokenized, undisturbed_by, tmp_path, fsdp):
+    process = start(tokenized, tmp_path, fsdp=fsdp)
+    wait_for_step(process, tmp_path, 4)
+    kill_all(process)
+    log = launch(tokenized, tmp_path, fsdp=fsdp).stdout
+    assert "resuming from" in log
+    whole, _ = undisturbed_by(2, fsdp)
+    assert metrics(tmp_path) == metrics(whole)
+
+    broken, last = json.loads((tmp_path / "run.json").read_text())["sessions"]
+    assert broken["broken_off"] and 4 <= broken["reached_step"] < 8 and last["reached_step"] == 8
+    twice = broken["reached_step"] - last["from_step"]
+    expected, report = (json.loads((folder / "run_report.json").read_text()) for folder in (whole, tmp_path))
+    failures = {"starts": 2, "stopped_early": 0, "broken_off": 1, "steps_done_twice": twice}
+    assert report["failures"] == failures
+    assert report["residues_seen"] == expected["residues_seen"] > 0
+    assert (tmp_path / "run_report.md").read_text() in log
+
+
+def test_workers_end_with_their_launcher_and_have_saved(tokenized, undisturbed, tmp_path):
+    process = start(tokenized, tmp_path)
+    wait_for_step(process, tmp_path, 2)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    _, alive = psutil.wait_procs(workers, timeout=120)
+    assert not alive
+    assert "resuming from" in train(tokenized, tmp_path).stdout  # on one process, which changes no loss
+    assert_close(metrics(tmp_path), metrics(undisturbed))
+
+
+def test_stops_on_request_and_goes_on_with_other_processes(tokenized, undisturbed, tmp_path):
+    process = start(tokenized, tmp_path, fsdp=True)
+    wait_for_step(process, tmp_path, 2)
+    (tmp_path / "stop").touch()
+    assert process.wait(timeout=120) == 75
+    assert not (tmp_path / "stop").exists() and not (tmp_path / "final_model").exists()
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "to be continued"
+    launch(tokenized, tmp_path, processes=1, fsdp=True)
+    assert_close(metrics(tmp_path), metrics(undisturbed))
+
+
+def test_sigterm_saves(tokenized, undisturbed, tmp_path):
+    process = start(tokenized, tmp_path, processes=1)
+    wait_for_step(process, tmp_path, 2)
+    process.terminate()
+    assert process.wait(timeout=120) == 75
+    train(tokenized, tmp_path)
+    assert metrics(tmp_path) == metrics(undisturbed)
+
+
+def test_bf16_under_fsdp_is_near_fp32(tokenized, undisturbed, tmp_path):
+    launch(tokenized, tmp_path, "--precision", "bf16", fsdp=True)
+    assert metrics(tmp_path) != metrics(undisturbed)
+    assert_close(metrics(tmp_path), metrics(undisturbed), 2e-2)
+
+
+def test_gradients_in_bf16_are_summed_in_fp32():
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    plugin.set_mixed_precision("bf16")
+    state = SimpleNamespace(fsdp_plugin=plugin)
+    sum_gradients_in_fp32(SimpleNamespace(is_fsdp2=True, mixed_precision="bf16", state=state))
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
