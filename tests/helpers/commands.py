@@ -60,7 +60,8 @@ class Started:
     def run(self, arguments: list[str], environment: dict, timeout: float) -> subprocess.CompletedProcess:
         """Run the script in a fork; returns what `subprocess.run` would."""
         with tempfile.NamedTemporaryFile("r") as stdout, tempfile.NamedTemporaryFile("r") as stderr:
-            wanted = {"arguments": arguments, "environment": environment}
+            os.umask(umask := os.umask(0))  # the only way to read it
+            wanted = {"arguments": arguments, "environment": environment, "umask": umask}
             print(json.dumps({**wanted, "stdout": stdout.name, "stderr": stderr.name}),
                   file=self.process.stdin, flush=True)  # fmt: skip
             child = int(self.process.stdout.readline())

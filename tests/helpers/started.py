@@ -4,7 +4,7 @@
 
 The imports of a training script take longer than the few steps of a test. A run is a process of its own, with
 arguments, environment, output and exit code of its own, and begins with the script's first line.
-Reads one JSON object a line: `arguments`, `environment`, and the files for `stdout` and `stderr`.
+Reads one JSON object a line: `arguments`, `environment`, `umask`, and the files for `stdout` and `stderr`.
 Answers with two lines: the process id, and when it has ended its exit code, negative for a signal.
 """
 
@@ -37,6 +37,7 @@ def main() -> None:
         (0, os.devnull, os.O_RDONLY), (1, wanted["stdout"], os.O_WRONLY), (2, wanted["stderr"], os.O_WRONLY)
     ):  # fmt: skip
         os.dup2(os.open(path, flags), number)
+    os.umask(wanted["umask"])
     os.environ.clear()
     os.environ.update(wanted["environment"])
     sys.argv = [script, *wanted["arguments"]]
