@@ -38,7 +38,6 @@ from esm2_hyperpod.localization.saving import merge_adapter, save_tuned
 from esm2_hyperpod.localization.settings import Lora, Settings, is_tuned, read_adapter_settings, saved_in
 from esm2_hyperpod.localization.trainer import (
     LocalizationTrainer,
-    StopWhenStale,
     balanced_weights,
     plan_batches,
 )
@@ -47,7 +46,7 @@ from esm2_hyperpod.proteins.splits import Splits, make_splits, read_splits, writ
 from esm2_hyperpod.runs.record import CONTINUED, FINISHED, begin_run
 from esm2_hyperpod.training.arguments import parse
 from esm2_hyperpod.training.script import facts, is_done, leave, run_on_all_ranks
-from esm2_hyperpod.training.stopping import StopRequests, end_with_launcher
+from esm2_hyperpod.training.stopping import StopRequests, StopWhenStale, end_with_launcher
 from esm2_hyperpod.training.throughput import device_name
 
 

@@ -19,7 +19,7 @@ from esm2_hyperpod.imports import without_peft
 
 without_peft()
 
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import set_seed
 
 from esm2_hyperpod.artifacts import read_manifest
 from esm2_hyperpod.errors import UserError, run_script
@@ -33,7 +33,7 @@ from esm2_hyperpod.pretraining.validation import residue_frequency_entropy
 from esm2_hyperpod.runs.record import CONTINUED, FINISHED, begin_run
 from esm2_hyperpod.training.arguments import parse
 from esm2_hyperpod.training.script import facts, is_done, leave, run_on_all_ranks
-from esm2_hyperpod.training.stopping import StopAfter, StopRequests, end_with_launcher
+from esm2_hyperpod.training.stopping import StopAfter, StopRequests, StopWhenStale, end_with_launcher
 from esm2_hyperpod.training.throughput import device_name
 
 
@@ -73,7 +73,7 @@ def pretrain(args: PretrainingArguments) -> int | None:
     stop = StopRequests(output_dir, args.max_minutes, args.save_minutes)
     callbacks = [SaySharding(), stop, StopAfter(args.last_step)]
     if args.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+        callbacks.append(StopWhenStale(args.early_stopping_patience * args.eval_steps))
     trainer = PretrainingTrainer(model, args, train, validation, entropy, callbacks)
     checkpoint = trainer.resume_point()
     if is_main:

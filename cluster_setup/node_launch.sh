@@ -27,6 +27,10 @@ set_network() {
     return
   fi
   export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-^docker,lo,veth}"
+  # gloo would take the interface of this machine's own name, which may be the loopback.
+  local default_route
+  default_route="$(awk '$2 == "00000000" { print $1; exit }' "${ROUTES_FILE:-/proc/net/route}" 2>/dev/null || true)"
+  if [ -n "$default_route" ]; then export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$default_route}"; fi
   if has_efa; then
     export FI_PROVIDER=efa FI_EFA_USE_HUGE_PAGE=0 # with huge pages DataLoader workers cannot fork
     case "$(cat "${INSTANCE_TYPE_FILE:-/sys/devices/virtual/dmi/id/product_name}" 2>/dev/null)" in

@@ -46,6 +46,8 @@ def test_sizes_are_esm2s(size, millions):
         ("NVIDIA L4", 121),
         ("NVIDIA L40S", 362),
         ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
         ("NVIDIA H200", 989),
         ("NVIDIA B200", 2250),
         ("Tesla T4", None),

@@ -47,6 +47,11 @@ class PackedEsmForMaskedLM(EsmForMaskedLM):
             raise UserError(
                 "packing needs an ESM-2 model (rotary positions); use --packing false for this one"
             )
+        if config.attention_probs_dropout_prob:
+            raise UserError(
+                f"attention_probs_dropout_prob {config.attention_probs_dropout_prob}: packing has no dropout "
+                "of attention; set it to 0 in the model's config.json, or use --packing false"
+            )
         super().__init__(copy.deepcopy(config))  # the caller's keeps its own kind of attention
         AttentionInterface.register(PACKED, packed_attention)
         AttentionMaskInterface.register(PACKED, lambda *_, **__: None)  # the sequence borders are the mask

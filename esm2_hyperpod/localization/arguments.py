@@ -19,6 +19,7 @@ class FinetuningArguments(RunArguments):
         "lora_targets class_weights global_batch_size early_stopping_patience num_train_epochs max_steps "
         "learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm metric_for_best_model"
     )
+    WORKS = f"{RunArguments.WORKS} do_predict"
     USE_INSTEAD = RunArguments.USE_INSTEAD | {
         "gradient_accumulation_steps": "--global_batch_size",
         "do_train": "--train_file",
@@ -64,7 +65,8 @@ class FinetuningArguments(RunArguments):
     save_total_limit: int | None = option(2, "Checkpoints to keep, the best one not counted.")
     report_to: str = option("none", "tensorboard, wandb (if installed), all or none.")
 
-    def __post_init__(self):
+    def settle(self) -> None:
+        """Check the flags, and fill in what follows from them."""
         if not self.estimate_memory:
             self._refuse_what_is_no_task()
         if not self.model_name_or_path:
@@ -81,7 +83,6 @@ class FinetuningArguments(RunArguments):
         self.metric_for_best_model = f"eval_{self.metric_for_best_model}"
         self.eval_strategy = self.save_strategy = "steps"
         self.load_best_model_at_end = True
-        super().__post_init__()
 
     def set_steps(self, steps_per_epoch: int, accumulation: int) -> None:
         """Settle what depends on the data: the schedule's length; evaluation and checkpoint every epoch."""

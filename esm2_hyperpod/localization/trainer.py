@@ -9,7 +9,6 @@ import torch
 from peft import PeftModel
 from torch.nn import functional
 from torch.utils.data import DataLoader, Sampler
-from transformers import TrainerCallback
 
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.hashing import key64, permutation
@@ -100,22 +99,6 @@ class MicroBatches(Sampler[list[int]]):
         by_length = np.concatenate([pool[np.argsort(self._lengths[pool], kind="stable")] for pool in pools])
         steps = by_length.reshape(plan.steps_per_epoch, -1, plan.micro_batch)
         return steps[permutation(plan.steps_per_epoch, key64(self._seed, epoch, 1))]
-
-
-class StopWhenStale(TrainerCallback):
-    """Stops when the best evaluation lies more than `steps` back.
-
-    A pure function of the Trainer's saved state, so an interrupted run stops where an uninterrupted one does.
-    """
-
-    def __init__(self, steps: int):
-        self._steps = steps
-
-    def on_step_end(self, args, state, control, **_):
-        """Strictly more: the evaluation of this step is still to come."""
-        if state.best_global_step and state.global_step - state.best_global_step > self._steps:
-            control.should_training_stop = True
-        return control
 
 
 class LocalizationTrainer(ResumableTrainer):

@@ -70,7 +70,8 @@ class PretrainingArguments(RunArguments):
     )
     report_to: str = option("tensorboard", "tensorboard, wandb (if installed), all or none.")
 
-    def __post_init__(self):
+    def settle(self) -> None:
+        """Check the flags, and fill in what depends on the machine."""
         if not self.dataset_dir or not self.output_dir:
             raise UserError("--dataset_dir and --output_dir are needed; see: python train.py --help")
         if self.tokens_per_device % 64 or self.tokens_per_device < 64:
@@ -94,7 +95,6 @@ class PretrainingArguments(RunArguments):
         self._default_warmup = self.warmup_steps is None
         if self._default_warmup:
             self.warmup_steps = 0
-        super().__post_init__()
 
     def set_steps(self, packs_per_epoch: int) -> None:
         """Settle what depends on the number of processes and on the data.

@@ -59,7 +59,8 @@ class BatchMaker:
         )
         batch = self._pack(masked, labels, lengths) if self.packing else self._pad(masked, labels, lengths)
         residues = int(np.isin(tokens, (CLS, EOS), invert=True).sum())
-        batch["counts"] = Counts(residues, len(tokens), batch["labels"].numel(), int((lengths**2).sum()))
+        squares, masked = int((lengths**2).sum()), int((labels != IGNORED).sum())
+        batch["counts"] = Counts(residues, len(tokens), batch["labels"].numel(), squares, masked)
         return batch
 
     def _pack(self, tokens: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> dict:

@@ -35,7 +35,7 @@ def open_split(
 
     Args:
         seed: of packs, crops and masks.
-        plans_folder: where processes share plans, if at all; its name must tell runs with other
+        plans_folder: where plans are kept and shared, if at all; its name must tell runs with other
             options apart.
     """
     if not folder.is_dir():  # step 1 makes no folder for a split of size 0
@@ -53,9 +53,11 @@ def open_split(
         return padded_layout(lengths, args.tokens_per_device)
 
     clusters = folder / CLUSTER_OF_ROW
-    plans = EpochPlans(lengths, layout, seed, np.load(clusters, mmap_mode="r") if clusters.exists() else None)
+    cluster_of_row = np.load(clusters, mmap_mode="r") if clusters.exists() else None
+    plans_folder = plans_folder and plans_folder / folder.name
+    plans = EpochPlans(lengths, layout, seed, cluster_of_row, plans_folder)
     if plans_folder and args.world_size > 1 and len(store) >= SHARED_FROM:
-        plans = SharedPlans(plans, plans_folder / folder.name, maker=args.process_index == 0)
+        plans = SharedPlans(plans, maker=args.process_index == 0)
     packs = PackStream(plans)
     tails = math.ceil(
         args.tokens_per_device / args.max_seq_length

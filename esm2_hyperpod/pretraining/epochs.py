@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Sampler
 
-from esm2_hyperpod.artifacts import whole_file
+from esm2_hyperpod.artifacts import whole_file, write_text_atomically
+from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.hashing import key64, mix64
 from esm2_hyperpod.pretraining.packing import EpochPlan, Layout, plan_epoch
+
+WAIT_SECONDS = 1800
+"""Rank 0 plans tens of millions of sequences in a minute or two."""
 
 _CHOICE = 4  # what a random decision is for, see packing.py
 _ARRAYS = ("members", "pack_starts", "order")
@@ -26,6 +30,8 @@ class EpochPlans:
         lengths: called once, by the process that plans: int32, tokens of each sequence, cropped.
         make_layout: packs of given lengths.
         cluster_of_row: int32, each sequence's cluster, dense from 0; None where each is its own.
+        folder: of this split of this run alone; the number of packs of each epoch is kept there, so that a
+            resumed run does not plan the epochs before it again. None to keep nothing.
     """
 
     def __init__(
@@ -34,11 +40,15 @@ class EpochPlans:
         make_layout: Callable[[np.ndarray], Layout],
         seed: int,
         cluster_of_row: np.ndarray | None = None,
+        folder: Path | None = None,
     ):
         self._get_lengths = lengths
         self._make_layout = make_layout
         self._seed = seed
         self._cluster_of_row = cluster_of_row
+        self.folder = folder
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
         self._clusters: _Clusters | None = None
         self._lengths: np.ndarray | None = None
         self._layout: Layout | None = None
@@ -48,8 +58,19 @@ class EpochPlans:
         """Whether all epochs have the same number of packs."""
         return self._cluster_of_row is None
 
+    def packs_in(self, epoch: int) -> int:
+        """The number of packs of an epoch."""
+        path = self.folder and _packs_file(self.folder, epoch)
+        return int(path.read_text()) if path and path.exists() else len(self[epoch])
+
     def __getitem__(self, epoch: int) -> EpochPlan:
         """The plan of an epoch; its members are sequence indices."""
+        plan = self._plan(epoch)
+        if self.folder:
+            write_text_atomically(_packs_file(self.folder, epoch), str(len(plan)))
+        return plan
+
+    def _plan(self, epoch: int) -> EpochPlan:
         if self._lengths is None:
             self._lengths = self._get_lengths()
         if self._cluster_of_row is None:
@@ -82,16 +103,22 @@ class SharedPlans:
     spend each. A run that is started again finds the files.
 
     Args:
-        folder: seen by all processes, of this split of this run alone.
+        plans: with a folder that all processes see.
         maker: whether this process makes the plans. The others wait for the files.
     """
 
-    def __init__(self, plans: EpochPlans, folder: Path, maker: bool):
+    def __init__(self, plans: EpochPlans, maker: bool):
         self._plans = plans
-        self._folder = folder
+        self._folder = plans.folder
         self._maker = maker
         self.alike = plans.alike
-        folder.mkdir(parents=True, exist_ok=True)
+
+    def packs_in(self, epoch: int) -> int:
+        """The number of packs of an epoch, which outlives its plan."""
+        if self._maker:
+            return self._plans.packs_in(epoch)
+        _wait_for(_packs_file(self._folder, epoch))
+        return self._plans.packs_in(epoch)
 
     def __getitem__(self, epoch: int) -> EpochPlan:
         """The plan of an epoch; the last of its files to be written says that all are there."""
@@ -103,9 +130,24 @@ class SharedPlans:
                     np.save(file, getattr(plan, name))
             for name in _ARRAYS:  # the others may still be in the epoch before this one
                 (self._folder / f"epoch-{epoch - 2}.{name}.npy").unlink(missing_ok=True)
-        while not paths[-1].exists():
-            time.sleep(0.1)
+        _wait_for(paths[-1])
         return EpochPlan(*(np.load(path, mmap_mode="r") for path in paths))
+
+
+def _packs_file(folder: Path, epoch: int) -> Path:
+    return folder / f"epoch-{epoch}.packs"
+
+
+def _wait_for(path: Path) -> None:
+    """Wait until rank 0 has written a file. Raises `UserError` where it does not come."""
+    until = time.monotonic() + WAIT_SECONDS
+    while not path.exists():
+        if time.monotonic() > until:
+            raise UserError(
+                f"{path}: rank 0 has not written it in {WAIT_SECONDS // 60} minutes; see its log, then run "
+                "the same command again"
+            )
+        time.sleep(0.1)
 
 
 class PackStream:
@@ -140,7 +182,7 @@ class PackStream:
         if self._plans.alike:
             return divmod(number, self._ends[0])
         while number >= self._ends[-1]:
-            self._ends.append(self._ends[-1] + len(self._plan_of(len(self._ends))))
+            self._ends.append(self._ends[-1] + self._plans.packs_in(len(self._ends)))
         epoch = bisect.bisect_right(self._ends, number)
         return epoch, number - (self._ends[epoch - 1] if epoch else 0)
 

@@ -1,5 +1,6 @@
 """Masked-LM pretraining with the Hugging Face Trainer, over packs."""
 
+import itertools
 import time
 from datetime import timedelta
 
@@ -20,7 +21,8 @@ from esm2_hyperpod.pretraining.epochs import StepSampler
 from esm2_hyperpod.pretraining.schedule import SCHEDULES
 from esm2_hyperpod.pretraining.sharding import sum_gradients_in_fp32
 from esm2_hyperpod.runs.record import plot_training_curve
-from esm2_hyperpod.training.throughput import Counts, Meter
+from esm2_hyperpod.training.ranks import sum_over_ranks
+from esm2_hyperpod.training.throughput import Meter
 from esm2_hyperpod.training.trainer import ResumableTrainer
 
 
@@ -96,11 +98,16 @@ class PretrainingTrainer(ResumableTrainer):
         )
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Trainer's (5.23), with the time spent waiting for data recorded."""
+        """The micro-batches of one step, and the number of masked tokens in those of all ranks.
+
+        Instead of Trainer's (5.23), which counts on the GPU and makes the host wait for it in every step. The
+        time spent here is recorded as waiting for data, and nothing else is.
+        """
         start = time.perf_counter()
-        samples = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = list(itertools.islice(epoch_iterator, num_batches))
         self._meter.add_waiting(time.perf_counter() - start)
-        return samples
+        (masked,) = sum_over_ranks([sum(batch["counts"].masked for batch in batches)])
+        return batches, masked
 
     def _prepare_inputs(self, inputs):
         # From pinned memory and without waiting: an ordinary copy stops the host until the GPU is idle.
@@ -115,7 +122,7 @@ class PretrainingTrainer(ResumableTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One micro-batch; what it holds is counted for the throughput figures."""
-        counts = Counts(*inputs.pop("counts"))
+        counts = inputs.pop("counts")
         self._meter.add(counts)
         self.count_residues(counts.residues)
         return super().training_step(model, inputs, num_items_in_batch)

@@ -1,7 +1,8 @@
 """The flags that both trainings have, and command lines whose mistakes are answered in one line."""
 
+import argparse
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,10 +18,19 @@ def option(default, help, choices=None):
 
 
 def parse(arguments: type) -> "RunArguments":
-    """The dataclass filled from `sys.argv`. Raises `UserError` for a flag that it does not have."""
+    """The dataclass filled from `sys.argv`. Raises `UserError` for a flag that it lacks or refuses."""
     script = Path(sys.argv[0]).name
     usage = f"python {script} FLAGS   (python {script} --help lists them)"
     parser = HfArgumentParser(arguments, usage=usage, allow_abbrev=False)  # --learning_rat is a mistake
+    refused = arguments.refused()
+    for word in sys.argv[1:]:
+        name = word.split("=")[0].lstrip("-").replace("-", "_")
+        if word.startswith("--") and name.removeprefix("no_") in refused:
+            instead = arguments.USE_INSTEAD.get(name, "what --help lists")
+            raise UserError(f"--{name} has no meaning here: use {instead}")
+    for action in parser._actions:  # argparse has no public way to hide a flag that it has been given
+        if action.dest in refused:
+            action.help = argparse.SUPPRESS
     filled, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     if unknown:
         raise UserError(f"unknown: {' '.join(unknown)}; python {script} --help lists what there is")
@@ -31,12 +41,30 @@ def parse(arguments: type) -> "RunArguments":
 class RunArguments(TrainingArguments):
     """Hugging Face's TrainingArguments, as both trainings have them.
 
-    `IDENTITY` names the options that make a run this run: a resumed run must have the same. `USE_INSTEAD`
-    names Trainer's flags that another flag stands for here.
+    `IDENTITY` names the options that make a run this run: a resumed run must have the same. `WORKS` names
+    Trainer's flags that do here what they say; those that a subclass declares work as well. All others are
+    refused, with the flag of `USE_INSTEAD` where there is one.
     """
 
     IDENTITY: ClassVar[str]
-    USE_INSTEAD: ClassVar[dict[str, str]] = {"fp16": "--precision", "bf16": "--precision"}
+    WORKS: ClassVar[str] = (
+        "num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim "
+        "optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm seed full_determinism tf32 "
+        "activation_checkpointing activation_checkpointing_kwargs torch_compile torch_compile_backend "
+        "torch_compile_mode torch_empty_cache_steps log_level log_level_replica report_to run_name project "
+        "logging_steps save_total_limit dataloader_num_workers use_cpu "
+        "ddp_bucket_cap_mb ddp_timeout"
+    )
+    USE_INSTEAD: ClassVar[dict[str, str]] = {
+        "fp16": "--precision",
+        "bf16": "--precision",
+        "gradient_checkpointing": "--activation_checkpointing",
+        "resume_from_checkpoint": "the same command, which resumes from the newest whole checkpoint",
+        "auto_find_batch_size": "a smaller batch",
+        "fsdp": "bash 3.train_fsdp.sh",
+        "fsdp_config": "accelerate_fsdp.yaml",
+        "data_seed": "--seed",
+    }
 
     max_minutes: float | None = option(None, "Save, stop and exit with 75 after so many minutes.")
     save_minutes: float | None = option(None, "Also write a checkpoint every so many minutes.")
@@ -46,16 +74,26 @@ class RunArguments(TrainingArguments):
     logging_steps: float = option(10, "Steps between logs.")
 
     def __post_init__(self):
-        for name, flag in self.USE_INSTEAD.items():
-            if self.was_given(name):
-                raise UserError(f"--{name} has no meaning here: use {flag}")
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
-        has_bf16 = not self.use_cpu and torch.cuda.is_bf16_supported()
+        has_bf16 = not self.use_cpu and torch.cuda.is_bf16_supported(including_emulation=False)
         self.bf16 = self.precision == "bf16" or (self.precision != "fp32" and has_bf16)
         self.ignore_data_skip = True  # our samplers start at the right step by themselves
         self.logging_nan_inf_filter = False  # checked where losses are shared; this one waits for the GPU
         self.ddp_find_unused_parameters = False  # all are used; looking for them costs a pass over the graph
+        self.ddp_broadcast_buffers = False  # the only ones, rotary frequencies, never change
+        self.settle()
         super().__post_init__()
+
+    def settle(self) -> None:
+        """Check and complete what a subclass adds. Raises `UserError` for what cannot be."""
+
+    @classmethod
+    def refused(cls) -> set[str]:
+        """The names of Trainer's flags that do nothing here, or something else than they say."""
+        ours = {name for parent in cls.__mro__ if issubclass(parent, RunArguments) for name in vars(parent)}
+        ours &= {field.name for field in fields(cls)}
+        everything = {field.name for field in fields(TrainingArguments) if field.init}
+        return everything - (ours - set(cls.USE_INSTEAD)) - set(cls.WORKS.split())
 
     def was_given(self, name: str) -> bool:
         """Whether a flag has another value than its default."""

@@ -11,9 +11,9 @@ import signal
 import time
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
 from transformers import TrainerCallback
+
+from esm2_hyperpod.training.ranks import sum_over_ranks
 
 STOP_FILE = "stop"
 
@@ -34,7 +34,6 @@ class StopRequests(TrainerCallback):
         self._deadline = time.monotonic() + 60 * max_minutes if max_minutes else None
         self._save_seconds = 60 * save_minutes if save_minutes else None
         self._last_save = time.monotonic()
-        self._previous = None
 
     def listen(self) -> None:
         """From now on take SIGTERM and SIGUSR1 as requests instead of dying of them."""
@@ -43,19 +42,13 @@ class StopRequests(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_):
         """Forget a request that an earlier run has left behind."""
-        self._previous = None
         if state.is_world_process_zero:
             self._stop_file.unlink(missing_ok=True)
 
     def on_step_end(self, args, state, control, **_):
-        """Share this step's wishes; act on those of the step before.
-
-        Acting one step late keeps the GPU busy: the answer is already there when it is read.
-        """
-        wishes = self._share(self._wants_stop(state), self._wants_save(state), args.device)
-        stop, save = wishes if args.device.type == "cpu" else self._read_previous(wishes)
+        """Do after this step what any rank wishes."""
+        stop, save = sum_over_ranks([self._wants_stop(state), self._wants_save(state)])
         if save:
-            self._last_save = time.monotonic()
             control.should_save = True
         if stop:
             self.stopped = control.should_save = control.should_training_stop = True
@@ -75,31 +68,11 @@ class StopRequests(TrainerCallback):
 
     def _wants_save(self, state) -> bool:
         # Rank 0's clock decides, so that no two ranks disagree about a minute.
-        return bool(
-            self._save_seconds
-            and state.is_world_process_zero
-            and time.monotonic() - self._last_save > self._save_seconds
-        )
-
-    def _share(self, stop: bool, save: bool, device: torch.device) -> tuple | torch.Tensor:
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            return stop, save
-        flags = torch.tensor([stop, save], dtype=torch.int32, device=device)
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-        return flags if device.type == "cuda" else tuple(flags.tolist())
-
-    def _read_previous(self, flags) -> tuple[bool, bool]:
-        if isinstance(flags, tuple):
-            return flags
-        host = torch.empty(2, dtype=torch.int32, pin_memory=True)
-        host.copy_(flags, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-        previous, self._previous = self._previous, (host, copied)
-        if previous is None:
-            return False, False
-        previous[1].synchronize()
-        return tuple(previous[0].tolist())
+        due = self._save_seconds and time.monotonic() - self._last_save > self._save_seconds
+        if not (due and state.is_world_process_zero):
+            return False
+        self._last_save = time.monotonic()
+        return True
 
 
 class StopAfter(TrainerCallback):
@@ -112,6 +85,22 @@ class StopAfter(TrainerCallback):
         """End after `last_step`."""
         if state.global_step >= self._last_step:
             control.should_log = control.should_save = control.should_training_stop = True
+        return control
+
+
+class StopWhenStale(TrainerCallback):
+    """Stops when the best evaluation lies more than `steps` back.
+
+    A pure function of the Trainer's saved state, so an interrupted run stops where an uninterrupted one does.
+    """
+
+    def __init__(self, steps: int):
+        self._steps = steps
+
+    def on_step_end(self, args, state, control, **_):
+        """Strictly more: the evaluation of this very step is still to come."""
+        if state.best_global_step and state.global_step - state.best_global_step > self._steps:
+            control.should_training_stop = True
         return control
 
 

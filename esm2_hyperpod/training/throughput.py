@@ -8,13 +8,16 @@ import torch.distributed as dist
 from transformers import EsmConfig
 
 # Dense bf16 tensor-core peaks in TFLOPS, from NVIDIA's data sheets (sparsity's doubled figures halved).
-# The first name contained in the device's name counts, so longer names come before their parts.
+# The first entry counts whose words are all in the device's name: special boards come before their family.
 PEAK_TFLOPS = {
     "A10G": 70.0,  # AWS's A10G; 125 is the A10
     "A100": 312.0,
     "L40S": 362.0,
     "L4": 121.0,
+    "H100 PCIE": 756.0,
+    "H100 NVL": 835.0,
     "H100": 989.0,
+    "H200 NVL": 835.0,
     "H200": 989.0,
     "B200": 2250.0,
 }
@@ -22,8 +25,8 @@ PEAK_TFLOPS = {
 
 def peak_tflops(device_name: str) -> float | None:
     """Dense bf16 peak of a CUDA device by its name, or None where it is not known."""
-    words = device_name.upper().replace("-", " ").split()
-    return next((peak for name, peak in PEAK_TFLOPS.items() if name in words), None)
+    words = set(device_name.upper().replace("-", " ").split())
+    return next((peak for name, peak in PEAK_TFLOPS.items() if words.issuperset(name.split())), None)
 
 
 def device_name(device: torch.device) -> str:
@@ -56,12 +59,14 @@ class Counts(NamedTuple):
         tokens: tokens of real sequences.
         slots: tokens computed, padding included.
         squared_lengths: sum over sequences of the square of their length in tokens.
+        masked: tokens to be predicted.
     """
 
     residues: int
     tokens: int
     slots: int
     squared_lengths: int
+    masked: int
 
 
 class Meter:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from accelerate import DistributedDataParallelKwargs
 from safetensors import SafetensorError
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
@@ -40,7 +42,7 @@ class ResumableTrainer(Trainer):
     - The logged `loss` is the mean over the optimizer steps since the last log. The part of that
       window that lies before a checkpoint is kept in it, so an interrupted run logs the same numbers.
     - Every log is a line of `metrics.jsonl` and a plain line on stdout.
-    - A loss that is not finite stops the run before a checkpoint could keep the damage.
+    - A loss or a gradient that is not finite stops the run before a checkpoint could keep the damage.
     """
 
     def __init__(self, *args, **kwargs):
@@ -52,8 +54,10 @@ class ResumableTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.add_callback(Heartbeat(self.output_dir))
+        self.add_callback(StepsOfThisStart())
         self._window: list[float] = []  # losses of the steps since the last log, over all ranks
         self._unshared: list[torch.Tensor] = []  # the newest of them, this rank's part, on the device
+        self._gradient_norms: list[torch.Tensor] = []  # of the same steps, over all ranks, on the device
         self._step_loss: torch.Tensor | None = None
         self._residues_unshared = 0  # residues in the training batches of this rank since they were shared
         self._residues_seen = 0  # in all training batches of all ranks, interrupted starts included
@@ -113,12 +117,15 @@ class ResumableTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             self._finish_checkpoint(staging / f"checkpoint-{self.state.global_step}")
+        except (dist.DistError, torch.OutOfMemoryError):  # no fault of the disk
+            raise
         except (OSError, RuntimeError, SafetensorError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             free = shutil.disk_usage(self.output_dir).free
             shutil.rmtree(staging, ignore_errors=True)
             raise UserError(
                 f"{self.output_dir}: checkpoint-{self.state.global_step} could not be written "
-                f"({str(error).splitlines()[0]}; {free / 1e9:.1f} GB free there); earlier checkpoints are "
+                f"({reason}; {free / 1e9:.1f} GB free there); earlier checkpoints are "
                 "whole: free some space and run the same command again"
             ) from error
         finally:
@@ -171,6 +178,12 @@ class ResumableTrainer(Trainer):
             self._step_loss = None
         return loss
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        # Kept, because Trainer (5.23) only logs it. Ends when Trainer stops at one that is not finite.
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._gradient_norms.append(norm)
+        return norm
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Complete a log with the exact loss and the figures of `log_figures`, and put it on record."""
         if "train_runtime" in logs:  # Trainer's own summary knows only the steps since the last start
@@ -188,6 +201,19 @@ class ResumableTrainer(Trainer):
             append_metrics(self.output_dir, line)
             self.say(self.describe(line))
             self._advance_bar()
+
+    def floating_point_ops(self, inputs) -> int:
+        """0: Trainer counts by a walk over all parameters in every micro-batch; see `throughput` instead."""
+        return 0
+
+    def _build_accelerator_args(self, **kwargs):
+        # Gradients live in DDP's buckets, not beside them: one copy less. Against transformers 5.23; ends
+        # when TrainingArguments has a flag for it.
+        arguments = super()._build_accelerator_args(**kwargs)
+        for handler in arguments["kwargs_handlers"]:
+            if isinstance(handler, DistributedDataParallelKwargs):
+                handler.gradient_as_bucket_view = True
+        return arguments
 
     def count_residues(self, residues: int) -> None:
         """Count the residues of one training micro-batch of this rank."""
@@ -221,30 +247,41 @@ class ResumableTrainer(Trainer):
             dist.barrier()
 
     def _share_window(self) -> None:
-        """Move this rank's losses into the window of all; stop at one that is not finite."""
+        """Move this rank's losses into the window of all; stop at a loss or gradient that is not finite."""
         if not self._unshared:
             return
         losses = torch.stack(self._unshared).double()
         local = torch.cat([losses, losses.new_tensor([self._residues_unshared])])
-        self._unshared, self._residues_unshared = [], 0
+        norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in self._gradient_norms]
+        norms = torch.stack(norms).double().tolist()
+        self._unshared, self._gradient_norms, self._residues_unshared = [], [], 0
         # Gathered and summed in rank order: an all-reduce may add in an order that depends on the length.
         ranks = self.accelerator.gather(local).view(-1, len(local))
         self._residues_seen += int(ranks[:, -1].sum())
         losses = ranks[:, :-1].mean(dim=0).tolist()
         first_step = self.state.global_step - len(losses) + 1
         self._window += losses
-        for step, loss in enumerate(losses, start=first_step):
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"{self.output_dir}: the loss of step {step} is {loss}; the last checkpoint is from "
-                    f"before it; {self.on_bad_loss(step)}lower --learning_rate or fix the data"
-                )
+        for step, (loss, norm) in enumerate(zip(losses, norms), start=first_step):
+            for what, value in (("loss", loss), ("gradient norm", norm)):
+                if not math.isfinite(value):
+                    raise UserError(
+                        f"{self.output_dir}: the {what} of step {step} is {value}; the last checkpoint is "
+                        f"from before it; {self.on_bad_loss(step)}lower --learning_rate or fix the data"
+                    )
 
     def _advance_bar(self) -> None:
         if self._bar is None and sys.stderr.isatty():
             self._bar = tqdm(total=self.state.max_steps, unit="step", initial=self.state.global_step)
         if self._bar is not None:
             self._bar.update(self.state.global_step - self._bar.n)
+
+
+class StepsOfThisStart(TrainerCallback):
+    """Logs, saves and evaluates as this start's flags say; Trainer (5.23) takes these from the checkpoint."""
+
+    def on_train_begin(self, args, state, control, **_):
+        """Overwrite what the checkpoint's state says."""
+        state.compute_steps(args, state.max_steps)
 
 
 class Heartbeat(TrainerCallback):

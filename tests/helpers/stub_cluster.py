@@ -63,6 +63,7 @@ class StubCluster:
         self.executable("venv/bin/python", PYTHON)
         self.write("srun_help", "  --auto-resume=[0|1]\n")
         self.write("instance_type", "")
+        self.write("routes", "Iface Destination Gateway\ndocker0 000011AC 0\nens5 00000000 0100010A\n")
         self.nodes("ip-7", "ip-4")
 
     def write(self, name: str, text: str) -> None:
@@ -98,6 +99,7 @@ class StubCluster:
             "HYPERPOD_DIR": f"{self.stub}/hyperpod",
             "INFINIBAND_DIR": f"{self.stub}/infiniband",
             "INSTANCE_TYPE_FILE": f"{self.stub}/instance_type",
+            "ROUTES_FILE": f"{self.stub}/routes",
             **variables,
         }
 

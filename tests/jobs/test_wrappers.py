@@ -68,9 +68,9 @@ def test_network_variables_of_each_instance_type(cluster, kind, gpus, efa):
         found = {
             name: value
             for name, value in cluster.variables(node).items()
-            if name.startswith(("FI_", "NCCL_")) or name == "OMP_NUM_THREADS"
+            if name.startswith(("FI_", "NCCL_", "GLOO_")) or name == "OMP_NUM_THREADS"
         }
-        expected = {"NCCL_SOCKET_IFNAME": "^docker,lo,veth"}
+        expected = {"NCCL_SOCKET_IFNAME": "^docker,lo,veth", "GLOO_SOCKET_IFNAME": "ens5"}
         if efa:
             expected |= {"FI_PROVIDER": "efa", "FI_EFA_USE_HUGE_PAGE": "0"}
             if kind.startswith("g"):

@@ -5,13 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import TrainerControl, TrainerState
 
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.localization.trainer import (
     BatchPlan,
     MicroBatches,
-    StopWhenStale,
     balanced_weights,
     classification_loss,
     plan_batches,
@@ -68,14 +66,3 @@ def test_weighted_loss_does_not_depend_on_the_micro_batches():
         classification_loss(logits[part], torch.tensor(targets[part]), weights) for part in np.split(order, 4)
     ]
     assert torch.stack(parts).mean() == pytest.approx(whole.item())
-
-
-def test_training_stops_after_the_patience_and_not_at_the_evaluation():
-    """At the step that ends the patience an evaluation is still to come; at the next one all is known."""
-    callback, control = StopWhenStale(steps=14), TrainerControl()
-    state = TrainerState(best_global_step=7, global_step=21)
-    assert not callback.on_step_end(None, state, control).should_training_stop
-    state.global_step = 22
-    assert callback.on_step_end(None, state, control).should_training_stop
-    state = TrainerState(global_step=100)  # no evaluation yet
-    assert not callback.on_step_end(None, state, TrainerControl()).should_training_stop

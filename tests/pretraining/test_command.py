@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.commands import run
-from helpers.pretraining import assert_close, metrics, train
+from helpers.pretraining import CPU, SMALL, assert_close, metrics, train
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from esm2_hyperpod.artifacts import only_writer
@@ -32,7 +32,15 @@ def test_time_limit_and_stop_after_steps_change_nothing_but_the_stops(tokenized,
     assert metrics(tmp_path) == metrics(undisturbed)
 
 
-def test_torn_checkpoints_are_passed_over(tokenized, undisturbed, tmp_path):
+def test_a_resumed_run_saves_and_evaluates_as_it_is_told_now(tokenized, tmp_path):
+    train(tokenized, tmp_path, "--stop_after_steps", "4")
+    train(tokenized, tmp_path, "--save_steps", "5", "--eval_steps", "3")
+    saved = {int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*")}
+    assert saved == {4, 5, 8}
+    assert [line[0] for line in metrics(tmp_path) if line[4]] == [4, 6, 8]
+
+
+def test_corrupt_checkpoints_are_skipped(tokenized, undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "final_model")
     run_json = tmp_path / "run" / "run.json"
@@ -134,3 +142,35 @@ def test_fp8_trains_nearly_alike_and_leaves_an_ordinary_model(tokenized, undistu
     assert metrics(tmp_path) != metrics(undisturbed)
     assert_close(metrics(tmp_path)[:1], metrics(undisturbed)[:1], 0.1)
     AutoModelForMaskedLM.from_pretrained(tmp_path / "final_model")
+
+
+POISONED = """
+import runpy, sys
+from esm2_hyperpod.imports import without_peft
+without_peft()
+from esm2_hyperpod.pretraining.trainer import PretrainingTrainer
+
+plain = PretrainingTrainer.training_step
+
+def poisoned(self, model, *rest):
+    loss = plain(self, model, *rest)
+    if self.state.global_step == 5:
+        next(model.parameters()).grad[0, 0] = float("nan")
+    return loss
+
+PretrainingTrainer.training_step = poisoned
+sys.argv = ["train.py", *sys.argv[1:]]
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(tokenized, undisturbed, tmp_path):
+    """The loss of step 6 is finite, its update is not, and step 6 is a step to save after."""
+    places = "--dataset_dir", tokenized, "--output_dir", tmp_path
+    result = run(sys.executable, "-c", POISONED, *places, *SMALL, check=False, **CPU)
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("train.py: error")]
+    assert "the gradient norm of step 6 is nan; the last checkpoint is from before it" in line
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    train(tokenized, tmp_path)
+    assert metrics(tmp_path) == metrics(undisturbed)

@@ -1,10 +1,14 @@
 """Packs and epochs: complete, full, repeatable."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.pretraining import epochs
 from esm2_hyperpod.pretraining.epochs import EpochPlans, PackStream, SharedPlans, StepSampler
 from esm2_hyperpod.pretraining.packing import packed_layout, padded_layout, plan_epoch
 
@@ -78,11 +82,13 @@ def test_all_ranks_together_visit_each_step_once_wherever_they_start():
     )  # 60 steps reach into later epochs, and skip nothing
 
 
-def clustered(seed: int = 0) -> tuple[np.ndarray, np.ndarray, EpochPlans]:
+def clustered(seed: int = 0, folder: Path | None = None) -> tuple[np.ndarray, np.ndarray, EpochPlans]:
     rng = np.random.default_rng(2)
     clusters = rng.permutation(np.repeat(np.arange(400), rng.integers(1, 6, 400))).astype(np.int32)
     lengths = rng.integers(10, 100, len(clusters)).astype(np.int32)
-    plans = EpochPlans(lambda: lengths, lambda lengths: packed_layout(lengths, 200, 0), seed, clusters)
+    plans = EpochPlans(
+        lambda: lengths, lambda lengths: packed_layout(lengths, 200, 0), seed, clusters, folder
+    )
     return lengths, clusters, plans
 
 
@@ -111,10 +117,38 @@ def test_clustered_epochs_follow_each_other_without_gap():
 
 def test_shared_plans_are_the_makers(tmp_path):
     _, _, plans = clustered()
-    maker, reader = SharedPlans(plans, tmp_path, True), SharedPlans(clustered(seed=9)[2], tmp_path, False)
+    maker, reader = (SharedPlans(clustered(seed, tmp_path)[2], seed == 0) for seed in (0, 9))
     for epoch in range(4):
         made, read = maker[epoch], reader[epoch]
         for name in ("members", "pack_starts", "order"):
             assert np.array_equal(getattr(plans[epoch], name), getattr(made, name))
             assert np.array_equal(getattr(made, name), getattr(read, name))
-    assert len(list(tmp_path.iterdir())) == 2 * 3  # this epoch and the one before
+    assert len(list(tmp_path.glob("*.npy"))) == 2 * 3  # this epoch and the one before
+
+
+def test_a_resumed_run_plans_only_the_first_epoch_and_its_own(tmp_path, monkeypatch):
+    _, _, plans = clustered(folder=tmp_path)
+    packs = [len(plans[epoch]) for epoch in range(6)]
+    planned = []
+    monkeypatch.setattr(epochs, "plan_epoch", lambda *words: planned.append(words[-1]) or plan_epoch(*words))
+    number = sum(packs[:5]) + 3
+    epoch, members = PackStream(clustered(folder=tmp_path)[2])[number]
+    assert planned == [0, 5] and epoch == 5
+    assert np.array_equal(members, plans[5][3])
+
+
+def test_a_rank_that_is_late_finds_what_it_needs_when_older_plans_are_gone(tmp_path):
+    maker = PackStream(SharedPlans(clustered(folder=tmp_path)[2], maker=True))
+    packs = [len(clustered()[2][epoch]) for epoch in range(6)]
+    numbers = [sum(packs[:epoch]) for epoch in range(6)]
+    for number in numbers:
+        maker[number]  # plans of epochs 0 to 3 are deleted
+    maker[0]
+    late = PackStream(SharedPlans(clustered(folder=tmp_path)[2], maker=False))
+    assert np.array_equal(late[numbers[5]][1], maker[numbers[5]][1])
+
+
+def test_no_wait_for_another_rank_is_endless(tmp_path, monkeypatch):
+    monkeypatch.setattr(epochs, "WAIT_SECONDS", 0)
+    with pytest.raises(UserError, match="rank 0 has not written it"):
+        PackStream(SharedPlans(clustered(folder=tmp_path)[2], maker=False))
