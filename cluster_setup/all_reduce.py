@@ -5,6 +5,7 @@ Bus bandwidth is 2 (n - 1) / n times the bytes over the time, as NVIDIA's nccl-t
 """
 
 import json
+import os
 import time
 
 import torch
@@ -16,9 +17,11 @@ MEGABYTES, REPEATS = 64, 5
 def main() -> None:
     """Warm up once, then time `REPEATS` all-reduces of 64 MB."""
     on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)  # what the barriers use, too
     dist.init_process_group("nccl" if on_gpu else "gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
-    device = torch.device("cuda", rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
     values = torch.ones(MEGABYTES * 1_000_000 // 4, device=device)
     dist.all_reduce(values)
     right = bool((values == size).all())
