@@ -19,7 +19,7 @@ from esm2_hyperpod.pretraining.batches import BatchMaker
 from esm2_hyperpod.pretraining.data import Split
 from esm2_hyperpod.pretraining.epochs import StepSampler
 from esm2_hyperpod.pretraining.schedule import SCHEDULES
-from esm2_hyperpod.pretraining.sharding import sum_gradients_in_fp32
+from esm2_hyperpod.pretraining.sharding import reduce_each_micro_batch, sum_gradients_in_fp32
 from esm2_hyperpod.runs.record import plot_training_curve
 from esm2_hyperpod.training.ranks import sum_over_ranks
 from esm2_hyperpod.training.throughput import Meter
@@ -60,6 +60,7 @@ class PretrainingTrainer(ResumableTrainer):
         frequency_entropy: float | None,
         callbacks: list,
     ):
+        reduce_each_micro_batch(args, model.num_parameters())
         # Trainer wants to be given data sets; it reads them through the loaders below alone.
         super().__init__(
             model, args, train_dataset=train_split, eval_dataset=validation_split, callbacks=callbacks
