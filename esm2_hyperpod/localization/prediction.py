@@ -49,9 +49,8 @@ def predict_logits(
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         # One tensor for all: small results kept between large temporaries would leave holes in the heap.
         logits = torch.zeros(len(ids), model.config.num_labels, device=device)
-        for batch in batches[::-1][
-            rank() % processes :: processes
-        ]:  # the longest first: no later one needs more memory
+        longest_first = batches[::-1]  # no later one needs more memory
+        for batch in longest_first[rank() % processes :: processes]:
             inputs = collate([{"input_ids": ids[index]} for index in batch])
             inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
             logits[torch.from_numpy(batch).to(device)] = model(**inputs).logits.float()
