@@ -36,7 +36,7 @@ def positive(text: str) -> int:
 def byte_bar(total: int | None, title: str) -> tqdm:
     """A bar in bytes, with rate and, where `total` is known, the time left.
 
-    It is lively on a terminal, and a line every half minute in a Slurm log.
+    On a terminal it moves; in a Slurm log it is a line every half minute.
     """
     live = sys.stderr.isatty()
     return tqdm(

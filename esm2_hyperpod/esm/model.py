@@ -60,7 +60,7 @@ def build_config(model_size: str) -> EsmConfig:
 
 
 def check_model_folder(name_or_path: str) -> None:
-    """Refuse a local path that is no model, before a library answers with a page of traceback.
+    """Refuse a local path that is no model, before a library answers with a long traceback.
 
     A name with no folder of that name is left for the hub (facebook/esm2_t6_8M_UR50D).
     """

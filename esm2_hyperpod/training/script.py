@@ -17,7 +17,7 @@ from esm2_hyperpod.training.throughput import device_name
 
 
 def run_on_all_ranks(args: RunArguments, wrapper: str, work: Callable[[], int | None]) -> int | None:
-    """Do `work` as the only run that writes to `--output_dir`, then take leave of the other ranks.
+    """Do `work` as the only run that writes to `--output_dir`, then leave the process group.
 
     `wrapper` is the script that starts one process a GPU. Returns what `work` returns: an exit code, or None.
     Raises `UserError` if this process sees several GPUs, or another run holds the folder.

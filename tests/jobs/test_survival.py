@@ -211,7 +211,7 @@ def test_torn_checkpoint(slurm, undisturbed):
     assert slurm.wait(job) == "COMPLETED", slurm.log(job)
     assert f"{newest.name}: skipped" in slurm.log(job)
     assert logged_losses(output) == undisturbed("ddp")
-    lost(output, "ddp: newest checkpoint torn")
+    lost(output, "ddp: newest checkpoint corrupt")
 
 
 @on_demand
