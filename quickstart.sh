@@ -9,10 +9,10 @@
 #   --source FASTA     sequences to pretrain on            (default: 12,000 synthetic ones)
 #   --labels FILE      labelled proteins to fine-tune on   (default: made with the synthetic ones)
 #   --model_size SIZE  tiny, 8M, 35M, ...                  (default tiny)
-#   --steps N          optimizer steps of each pretraining (default 100)
+#   --steps N          optimizer steps of each training    (default 100; fine-tuning: two epochs)
 set -euo pipefail
 
-OUTPUT_DIR=runs/quickstart SOURCE=synthetic LABELS="" MODEL_SIZE=tiny STEPS=100
+OUTPUT_DIR=runs/quickstart SOURCE=synthetic LABELS="" MODEL_SIZE=tiny STEPS=""
 START_FOLDER="$PWD"
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -57,10 +57,13 @@ export GPUS_PER_NODE="${GPUS_PER_NODE:-$((gpus > 0 ? gpus : 2))}"
 : "${LABELS:=$OUTPUT_DIR/csv/localization.csv}"
 download=(--output_dir "$OUTPUT_DIR/csv" --source "$SOURCE")
 if [ "$SOURCE" = synthetic ]; then download+=(--max_records 12000); fi
+finetuning_length=(--num_train_epochs 2)
+if [ -n "$STEPS" ]; then finetuning_length=(--max_steps "$STEPS"); fi
+: "${STEPS:=100}"
 pretrain=(--max_steps "$STEPS" --tokens_per_device 4096 --global_batch_tokens $((4096 * GPUS_PER_NODE))
   --max_seq_length 512 --learning_rate 1e-3 --eval_steps $(((STEPS + 1) / 2)) --save_steps $(((STEPS + 3) / 4)))
 finetune=(--max_seq_length 128 --global_batch_size $((4 * GPUS_PER_NODE)) --learning_rate 3e-3
-  --lora_targets attention --num_train_epochs 2)
+  --lora_targets attention "${finetuning_length[@]}")
 # All synthetic families are in both parts of a random split, so there is something to be learned in a minute.
 if [ "$SOURCE" = synthetic ]; then finetune+=(--split random); fi
 mkdir -p "$OUTPUT_DIR"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up what the tests need and run them.
 #
-#   bash run_tests.sh                               linters, import directions and all tests, on two cores
+#   bash run_tests.sh                               linters, import directions and all tests
 #   bash run_tests.sh tests/tokenization -k name    these tests alone; the arguments go to pytest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -18,6 +18,6 @@ if [ $# = 0 ]; then
   "$VENV/bin/ruff" format --check --quiet .
   "$VENV/bin/lint-imports" --no-logo --no-cache
   git ls-files '*.sh' .ci/run | xargs "$VENV/bin/shellcheck" -x
-  set -- --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+  set -- --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 fi
 "$VENV/bin/python" -m pytest "$@"

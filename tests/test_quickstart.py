@@ -1,4 +1,4 @@
-"""quickstart.sh as a newcomer runs it, with fewer steps, and one process where it would take two."""
+"""quickstart.sh as a newcomer runs it, with fewer steps."""
 
 import re
 
@@ -8,7 +8,7 @@ from helpers.commands import run
 def quickstart(folder, *flags: str, check: bool = True):
     return run(
         "bash", "quickstart.sh", "--output_dir", folder, *flags, check=check, timeout=1200,
-        CUDA_VISIBLE_DEVICES="", GPUS_PER_NODE="1",
+        CUDA_VISIBLE_DEVICES="",
     )  # fmt: skip
 
 
@@ -22,7 +22,7 @@ def test_everything_runs_and_a_second_time_does_nothing(tmp_path):
         assert (tmp_path / made).is_file(), made
     for run_folder in ("ddp", "fsdp", "localization"):
         assert "The data are synthetic" in (tmp_path / run_folder / "run_report.md").read_text(), run_folder
-    assert "$ python 0.download_data.py" in log and "SYNTHETIC" in log
+    assert "$ python 0.download_data.py" in log and "FSDP2: " in log and "SYNTHETIC" in log
     table = log[log.rindex("step  ") :]
     assert re.search(r"0 download +\d+ +csv/ +12,000 records, [\d,]+ residues", table)
     assert len(re.findall(r"training loss \d\.\d+ -> \d\.\d+; validation perplexity", table)) == 2
