@@ -4,15 +4,18 @@ import logging
 
 
 def without_peft() -> None:
-    """Have transformers take peft for not installed, in a script that has no use for it.
+    """Have transformers and accelerate take peft for not installed, in a script that has no use for it.
 
-    transformers 5.23 imports peft, and with it bitsandbytes, wherever it finds them (`trainer_utils.py`): two
-    seconds of every start, and a warning on some processors. It has no setting for that. Not needed any more
-    once transformers imports peft where it uses it.
+    transformers 5.23 imports peft, and with it bitsandbytes, wherever it finds them (`trainer_utils.py`);
+    accelerate 1.15 does when it saves under FSDP (`modeling.py`). That takes two seconds of every start and
+    warns on some processors. Neither has a setting for it. Ends when both import peft where they use it.
     """
     import transformers.utils
 
     transformers.utils.is_peft_available = lambda: False
+    import accelerate.utils.modeling
+
+    accelerate.utils.modeling.is_peft_available = lambda: False
 
 
 def without_kernels_warning() -> None:
