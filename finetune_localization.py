@@ -240,7 +240,7 @@ def predict(args: FinetuningArguments, tuned: Path, stop: StopRequests) -> int |
     elif args.explain and is_main:
         found = predictor.explain_file(fasta, attributions, args.explain, stop_asked)
         if found is None:
-            return leave(stop, "what is predicted is kept")
+            return leave(stop, "predictions are kept, attributions start again")
         gap = max((abs(one.gap) for one in found), default=0.0)
         messages.append(f"{attributions}: {len(found):,} predictions explained, each to {gap:.3f} logits")
     if is_main:
