@@ -1,6 +1,7 @@
 """What the tests share: the environment, the optional real data, and data made once."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,12 @@ from helpers.commands import REAL_DATA, run
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may depend on a network
 # Tiny models gain nothing from threads, which lose much to each other where the machine is busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# An ATen held to an older processor still asks oneDNN, which packs bf16 as this one would, and fails.
-if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
+# An ATen held to an older processor still asks oneDNN, which packs bf16 as this one would, and still finds
+# what was compiled for this one; both fail.
+capability = os.environ.get("ATEN_CPU_CAPABILITY")
+if capability in ("default", "avx2"):
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor-{capability}")
 
 # Each file is run by one worker from beginning to end. The longest begin first, so that both end together.
 LONGEST = "test_quickstart test_survival test_processes test_local_slurm test_moto test_command".split()
