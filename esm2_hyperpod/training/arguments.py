@@ -50,7 +50,7 @@ class RunArguments(TrainingArguments):
     WORKS: ClassVar[str] = (
         "num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim "
         "optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm seed full_determinism tf32 "
-        "activation_checkpointing activation_checkpointing_kwargs torch_compile torch_compile_backend "
+        "torch_compile torch_compile_backend "
         "torch_compile_mode torch_empty_cache_steps log_level log_level_replica report_to run_name project "
         "logging_steps save_total_limit dataloader_num_workers use_cpu "
         "ddp_bucket_cap_mb ddp_timeout"
@@ -70,6 +70,7 @@ class RunArguments(TrainingArguments):
     save_minutes: float | None = option(None, "Also write a checkpoint every so many minutes.")
     dollars_per_node_hour: float | None = option(None, "Price of one node, for the cost in run_report.md.")
     precision: str = option("auto", "auto is bf16 on GPUs that have it, else fp32.", ["auto", "bf16", "fp32"])
+    activation_checkpointing: bool = option(False, "Recompute activations: less memory, more time.")
     weight_decay: float = option(0.01, "Weight decay.")
     logging_steps: float = option(10, "Steps between logs.")
 
@@ -81,6 +82,8 @@ class RunArguments(TrainingArguments):
         self.logging_nan_inf_filter = False  # checked where losses are shared; this one waits for the GPU
         self.ddp_find_unused_parameters = False  # all are used; looking for them costs a pass over the graph
         self.ddp_broadcast_buffers = False  # the only ones, rotary frequencies, never change
+        if "activation_checkpointing" not in TrainingArguments.__dataclass_fields__:
+            self.gradient_checkpointing = self.activation_checkpointing  # its name before transformers 5.21
         self.settle()
         super().__post_init__()
 
