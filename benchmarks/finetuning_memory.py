@@ -98,7 +98,9 @@ def measure(plan: Plan) -> dict[str, int]:
         lora = Lora(plan.lora_rank, 2 * plan.lora_rank, 0.0, plan.lora_targets)
         model = build(settings, lora, torch.device("cpu"), plan.half).train()
     if plan.checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        names = "activation_checkpointing_enable", "gradient_checkpointing_enable"  # transformers < 5.21
+        enable = next(getattr(model, name) for name in names if hasattr(model, name))
+        enable({"use_reentrant": False})
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True)
     _step(model, plan, optimizer)
