@@ -124,6 +124,10 @@ def load_base(settings: Settings, device: torch.device, bf16: bool) -> EsmForSeq
             f"--model_name_or_path {settings.base}: {len(unfit)} of its weights are missing or of the wrong "
             f"size ({min(unfit)}); give the folder of a complete ESM-2 model"
         )
+    # Not used here, but saved and loaded: transformers 5.20 leaves it in the size of the base.
+    contacts = model.esm.contact_head.regression
+    if contacts.weight.shape[1] != contacts.in_features:
+        contacts.weight = torch.nn.Parameter(contacts.weight.new_zeros(1, contacts.in_features))
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # On CPUs with AVX512-BF16, bitsandbytes 0.50 lets the first evaluation leave the weights in a
