@@ -54,10 +54,12 @@ def open_split(
 
     clusters = folder / CLUSTER_OF_ROW
     cluster_of_row = np.load(clusters, mmap_mode="r") if clusters.exists() else None
-    plans_folder = plans_folder and plans_folder / folder.name
-    plans = EpochPlans(lengths, layout, seed, cluster_of_row, plans_folder)
-    if plans_folder and args.world_size > 1 and len(store) >= SHARED_FROM:
-        plans = SharedPlans(plans, maker=args.process_index == 0)
+    is_main = args.process_index == 0
+    shared = plans_folder is not None and args.world_size > 1 and len(store) >= SHARED_FROM
+    kept_in = plans_folder / folder.name if plans_folder and (shared or is_main) else None  # one writer
+    plans = EpochPlans(lengths, layout, seed, cluster_of_row, kept_in)
+    if shared:
+        plans = SharedPlans(plans, maker=is_main)
     packs = PackStream(plans)
     tails = math.ceil(
         args.tokens_per_device / args.max_seq_length

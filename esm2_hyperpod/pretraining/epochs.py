@@ -66,7 +66,7 @@ class EpochPlans:
     def __getitem__(self, epoch: int) -> EpochPlan:
         """The plan of an epoch; its members are sequence indices."""
         plan = self._plan(epoch)
-        if self.folder:
+        if self.folder and not self.alike:
             write_text_atomically(_packs_file(self.folder, epoch), str(len(plan)))
         return plan
 
