@@ -5,8 +5,6 @@ The clean-up, in this order: `*` (stop codons) at either end is dropped; records
 no token for (J, an inner `*`, digits, ...) becomes `<unk>`. All of it is counted.
 """
 
-import hashlib
-import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from esm2_hyperpod.arrow import (
     offsets_of,
     values_of,
 )
+from esm2_hyperpod.artifacts import file_digest
 from esm2_hyperpod.errors import UserError
 
 LONG_SEQUENCES = ("keep", "truncate", "chunk")
@@ -48,29 +47,22 @@ class Cleaning:
     min_length: int = 1
 
 
-class _HashedFile(io.FileIO):
-    """A file whose SHA-256 is taken while it is read."""
-
-    def __init__(self, path: Path):
-        super().__init__(path)
-        self.digest = hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        content = super().read(size)
-        self.digest.update(content)
-        return content
-
-
 def read_partition(path: Path, longest: int, sha256: str) -> Iterator[tuple[pa.Array, pa.Array]]:
     """(ids: string[n], sequences: binary[n]) of a CSV partition, some megabytes at a time.
 
     `longest` is the most residues a row may hold, `sha256` what the manifest says of the file. Raises
-    `UserError` if it is no such CSV, or at its end if it is not the file that the manifest describes.
+    `UserError` if it is not the file that the manifest describes, or no such CSV.
     """
-    reader = _HashedFile(path)
+    # Before, not while Arrow reads: its threads must hold no Python object if we end early, for a thread
+    # that waits for the interpreter at exit aborts the process (seen with pyarrow 25 and Python 3.10).
+    if file_digest(path) != sha256:
+        raise UserError(
+            f"{path}: is not the file that the manifest beside it describes (it has changed, or is corrupt); "
+            "make it again: 0.download_data.py --overwrite"
+        )
     try:
         batches = csv.open_csv(
-            reader,
+            path,
             read_options=csv.ReadOptions(
                 use_threads=False, block_size=max(_CSV_BLOCK_BYTES, 2 * longest + 4096)
             ),
@@ -80,18 +72,9 @@ def read_partition(path: Path, longest: int, sha256: str) -> Iterator[tuple[pa.A
         )
         for batch in batches:
             yield batch.column(0), batch.column(1)
-        while reader.read(_CSV_BLOCK_BYTES):
-            pass
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         problem = str(error).splitlines()[0]
         raise UserError(f"{path}: {problem}; make it again: 0.download_data.py --overwrite") from None
-    finally:
-        reader.close()
-    if reader.digest.hexdigest() != sha256:
-        raise UserError(
-            f"{path}: is not the file that the manifest beside it describes (it has changed, or is corrupt); "
-            "make it again: 0.download_data.py --overwrite"
-        )
 
 
 def without_end_stops(sequences: pa.Array) -> pa.Array:
