@@ -19,7 +19,7 @@ from esm2_hyperpod.pretraining.batches import BatchMaker
 from esm2_hyperpod.pretraining.data import Split
 from esm2_hyperpod.pretraining.epochs import StepSampler
 from esm2_hyperpod.pretraining.schedule import SCHEDULES
-from esm2_hyperpod.pretraining.sharding import reduce_each_micro_batch, sum_gradients_in_fp32
+from esm2_hyperpod.pretraining.sharding import keep_fp32_where_it_matters, reduce_each_micro_batch
 from esm2_hyperpod.runs.record import plot_training_curve
 from esm2_hyperpod.training.ranks import sum_over_ranks
 from esm2_hyperpod.training.throughput import Meter
@@ -39,6 +39,12 @@ def build_model(args: PretrainingArguments) -> EsmForMaskedLM:
     else:
         model = model_class(build_config(args.model_size))
     model.esm.contact_head.requires_grad_(False)
+    if args.packing:
+        model.compute_dtype = torch.bfloat16 if args.bf16 else torch.float32
+        if args.compile_layers:
+            model.compile_layers()
+    else:
+        model._no_split_modules = ["EsmLayer"]  # FSDP's units; the others it names are ESMFold's
     return use_fp8(model, args.device) if args.precision == "fp8" else model
 
 
@@ -65,7 +71,7 @@ class PretrainingTrainer(ResumableTrainer):
         super().__init__(
             model, args, train_dataset=train_split, eval_dataset=validation_split, callbacks=callbacks
         )
-        sum_gradients_in_fp32(self.accelerator)
+        keep_fp32_where_it_matters(self.accelerator, model)
         self.model_accepts_loss_kwargs = True  # makes Trainer count the masked tokens of all ranks
         self._train_split = train_split
         self._validation_split = validation_split

@@ -104,7 +104,12 @@ def test_a_node_without_the_file_system_comes_up_all_the_same(tmp_path):
 
 
 def create_environment(tmp_path, *arguments, **environment):
-    place = {"VENV": f"{tmp_path}/shared/.venv", "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    place = {
+        "VENV": f"{tmp_path}/shared/.venv",
+        "TMPDIR": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+        "PYTHON": "python3",
+    }
     script = SETUP / "create_environment.sh"
     return run("bash", script, *arguments, check=False, **(place | environment))
 

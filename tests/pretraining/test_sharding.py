@@ -22,6 +22,7 @@ plain = PretrainingTrainer.training_step
 
 def measured(self, model, *rest):
     loss = plain(self, model, *rest)
+    assert model.lm_head.decoder.weight is model.esm.embeddings.word_embeddings.weight
     parameters = [one for one in gc.get_objects() if isinstance(one, FSDPParam)]
     whole = [one.unsharded_accumulated_grad for one in parameters]
     whole += [one._unsharded_param.grad for one in parameters if hasattr(one, "_unsharded_param")]
