@@ -10,10 +10,11 @@ which gathers them in bf16, compute the same.
 
 import copy
 from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import nn
-from torch.nn.attention import varlen
+from torch.nn.attention import activate_flash_attention_impl, varlen
 from torch.nn.functional import (
     cross_entropy,
     embedding,
@@ -202,6 +203,15 @@ def packed_attention(
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _by_kernel(query, key, value, cu_seqlens, max_seqlen)
     return _one_by_one(query, key, value, cu_seqlens)
+
+
+def use_flash_attention_3(device: torch.device) -> bool:
+    """Have the kernel be FlashAttention 3, where that is installed and the GPU is a Hopper; says whether."""
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    if not (hopper and find_spec("flash_attn_interface")):
+        return False
+    activate_flash_attention_impl("FA3")
+    return True
 
 
 def _by_kernel(query, key, value, cu_seqlens, max_seqlen):

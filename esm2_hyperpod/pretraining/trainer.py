@@ -12,7 +12,7 @@ from transformers import EsmForMaskedLM
 
 from esm2_hyperpod.esm.fp8 import use_fp8
 from esm2_hyperpod.esm.model import build_config, check_model_folder, save_final_model
-from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, masked_lm_loss
+from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, masked_lm_loss, use_flash_attention_3
 from esm2_hyperpod.pretraining import validation
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
 from esm2_hyperpod.pretraining.batches import BatchMaker
@@ -41,6 +41,7 @@ def build_model(args: PretrainingArguments) -> EsmForMaskedLM:
     model.esm.contact_head.requires_grad_(False)
     if args.packing:
         model.compute_dtype = torch.bfloat16 if args.bf16 else torch.float32
+        use_flash_attention_3(args.device)
         if args.compile_layers:
             model.compile_layers()
     else:

@@ -151,6 +151,40 @@ def test_the_cuda_kernel_is_given_what_its_signature_asks(monkeypatch):
     torch.testing.assert_close(by_kernel, packed._one_by_one(query, key, value, borders))
 
 
+def test_a_compiled_layer_with_the_cuda_kernel_is_one_graph(monkeypatch):
+    """Traced over tensors without data, forward and backward: `fullgraph` raises where it would be cut."""
+    compiled = torch.compile(packed._layer, backend="aot_eager", fullgraph=True, dynamic=False)
+    monkeypatch.setattr(packed, "_compiled_layer", lambda: compiled)
+    monkeypatch.setattr(packed, "packed_attention", packed._by_kernel)
+    model = PackedEsmForMaskedLM(build_config("tiny")).to("meta")
+    model.compute_dtype = torch.bfloat16
+    model.compile_layers()
+    inputs = {
+        name: value.to("meta")
+        for name, value in packed_inputs(masked_tokens(3)).items()
+        if name != "max_seqlen"
+    }
+    logits = model(**inputs, max_seqlen=82, predict=torch.zeros(64, dtype=torch.long, device="meta")).logits
+    logits.sum().backward()
+    assert (logits.shape, logits.dtype) == ((64, 33), torch.float32)
+    assert all(weight.grad.dtype == torch.float32 for weight in model.esm.encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    "installed, capability, used", [(True, 9, True), (True, 8, False), (False, 9, False)]
+)
+def test_flash_attention_3_is_used_where_it_is_installed_on_a_hopper(
+    monkeypatch, installed, capability, used
+):
+    activated = []
+    monkeypatch.setattr(packed, "find_spec", lambda name: installed and name == "flash_attn_interface")
+    monkeypatch.setattr(packed, "activate_flash_attention_impl", activated.append)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
+    assert packed.use_flash_attention_3(torch.device("cuda")) == used
+    assert activated == (["FA3"] if used else [])
+    assert "FA3" in torch.nn.attention.list_flash_attention_impls()
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.text(alphabet=AMINO_ACIDS + "XBUZO.-", max_size=60))
 def test_token_ids_equal_the_tokenizers(sequence):

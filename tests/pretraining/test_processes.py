@@ -122,8 +122,11 @@ def test_sigterm_saves(tokenized, undisturbed, tmp_path):
 
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_compiled_layers_compute_the_same_and_are_compiled_once(tokenized, undisturbed, tmp_path, fsdp):
-    log = launch(tokenized, tmp_path, "--torch_compile", fsdp=fsdp, TORCH_LOGS="recompiles")
+    log = launch(tokenized, tmp_path, "--torch_compile", fsdp=fsdp, TORCH_LOGS="recompiles,graph_breaks")
     assert_close(metrics(tmp_path), metrics(undisturbed))
+    assert set(re.findall(r"Skip calling function `<function (\w+)", log.stderr)) == {
+        "_one_by_one"
+    }  # the CPU's
     why = re.findall(r"__recompiles\]  +- (.*)", log.stderr)
     assert why and all("grad_mode" in reason for reason in why)  # once more, for validation
     assert "view tensor" not in log.stderr
