@@ -122,8 +122,9 @@ class PackedLayer(GradientCheckpointingLayer):
 
     def __init__(self, layer: EsmLayer, config: EsmConfig):
         super().__init__()
-        self.attention, self.LayerNorm = layer.attention, layer.LayerNorm
-        self.intermediate, self.output = layer.intermediate, layer.output
+        # In transformers' order, by which an optimizer's state finds its parameter.
+        self.attention, self.intermediate = layer.attention, layer.intermediate
+        self.output, self.LayerNorm = layer.output, layer.LayerNorm
         self.head_size = config.hidden_size // config.num_attention_heads
         self.compiled = False
 

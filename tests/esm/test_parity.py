@@ -125,6 +125,7 @@ def test_packed_logits_and_gradients_equal_one_sequence_at_a_time():
     chosen = packed(**packed_inputs(rows), predict=some).logits
     torch.testing.assert_close(chosen, logits[some], atol=1e-6, rtol=1e-6)  # the head on chosen tokens alone
     gradients = dict(packed.named_parameters())
+    assert list(gradients) == [name for name, _ in model.named_parameters()]  # an optimizer counts them
     for name, parameter in model.named_parameters():
         if not name.startswith("esm.contact_head"):
             torch.testing.assert_close(gradients[name].grad, parameter.grad, atol=1e-5, rtol=1e-4)
