@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers.commands import ROOT
+from helpers.commands import ROOT, on_demand
 from helpers.pretraining import assert_close, launch, metrics, places, train, wrapper
 
 
@@ -120,7 +120,7 @@ def test_sigterm_saves(tokenized, undisturbed, tmp_path):
     assert metrics(tmp_path) == metrics(undisturbed)
 
 
-@pytest.mark.parametrize("fsdp", [False, True])
+@pytest.mark.parametrize("fsdp", [pytest.param(False, marks=on_demand), True])
 def test_compiled_layers_compute_the_same_and_are_compiled_once(tokenized, undisturbed, tmp_path, fsdp):
     log = launch(tokenized, tmp_path, "--torch_compile", fsdp=fsdp, TORCH_LOGS="recompiles,graph_breaks")
     assert_close(metrics(tmp_path), metrics(undisturbed))

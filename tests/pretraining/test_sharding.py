@@ -5,7 +5,7 @@ import re
 import sys
 
 import pytest
-from helpers.commands import ROOT, run
+from helpers.commands import ROOT, on_demand, run
 from helpers.pretraining import CPU, SMALL
 
 MEASURED = """
@@ -39,7 +39,7 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("keep", ["1e9", "0"])
+@pytest.mark.parametrize("keep", [pytest.param("1e9", marks=on_demand), "0"])
 def test_unsharded_gradients_are_kept_only_where_they_are_small(tokenized, tmp_path, keep):
     script = tmp_path / "measured.py"
     script.write_text(MEASURED)
