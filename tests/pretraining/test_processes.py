@@ -125,6 +125,13 @@ def test_sigterm_saves(tokenized, undisturbed, tmp_path):
     assert metrics(tmp_path) == metrics(undisturbed)
 
 
+def test_fsdp_starts_from_a_folder(tokenized, undisturbed, tmp_path):
+    still = "--learning_rate", "0", "--max_steps", "1"
+    launch(tokenized, tmp_path, "--model_name_or_path", str(undisturbed / "final_model"), *still, fsdp=True)
+    *_, loss, _ = metrics(tmp_path)[-1]
+    assert loss == pytest.approx(metrics(undisturbed)[-1][-2], abs=1e-5)
+
+
 def test_bf16_under_fsdp_is_near_fp32(tokenized, undisturbed, tmp_path):
     launch(tokenized, tmp_path, "--precision", "bf16", fsdp=True)
     assert metrics(tmp_path) != metrics(undisturbed)

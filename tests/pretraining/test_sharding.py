@@ -11,16 +11,37 @@ from helpers.pretraining import CPU, SMALL
 MEASURED = """
 import gc, json, runpy, sys
 sys.path.insert(0, ".")
+sys.path.insert(0, "tests")
 from esm2_hyperpod.imports import without_peft
 without_peft()
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
-from esm2_hyperpod.pretraining import sharding
+from helpers.memory import LiveBytes
+from esm2_hyperpod.pretraining import sharding, trainer
 from esm2_hyperpod.pretraining.trainer import PretrainingTrainer
 
 sharding.KEEP_WHOLE_BYTES = float(sys.argv.pop(1))
+live = LiveBytes()
+build, create_optimizer = trainer.build_model, PretrainingTrainer.create_optimizer
+
+def built(args):
+    with live:
+        model, weights = build(args)
+    model.esm.contact_head.requires_grad_(True)  # its shards are empty on rank 1
+    return model, weights
+
+def created(self, *rest):
+    with live:
+        return create_optimizer(self, *rest)
+
+trainer.build_model, PretrainingTrainer.create_optimizer = built, created
 plain = PretrainingTrainer.training_step
 
 def measured(self, model, *rest):
+    optimized = [id(one) for group in self.optimizer.param_groups for one in group["params"]]
+    assert sorted(optimized) == sorted(map(id, model.parameters()))
+    model.esm.contact_head.requires_grad_(False)
+    whole = 4 * model.num_parameters()
+    print("START", json.dumps([whole, live.peak]))
     loss = plain(self, model, *rest)
     parameters = [one for one in gc.get_objects() if isinstance(one, FSDPParam)]
     whole = [one.unsharded_accumulated_grad for one in parameters]
@@ -52,6 +73,10 @@ def test_unsharded_gradients_are_kept_only_where_they_are_small(tokenized, tmp_p
     measured = [json.loads(line) for line in re.findall(r"MEASURED (.*)", result.stdout)]
     assert [last for last, _, _ in measured] == [False, True]
     (_, whole, shards), (_, whole_after, shards_after) = measured
+    starts = [json.loads(line) for line in re.findall(r"START (.*)", result.stdout)]
+    assert len(starts) == 4
+    for whole_model, peak in starts:
+        assert whole_model / 2 < peak < 0.75 * whole_model  # half, and the largest parameters one at a time
     gradients = 2 * shards_after  # two ranks; all of tiny's parameters divide
     assert whole_after == 0
     if keep == "0":
