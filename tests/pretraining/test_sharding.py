@@ -2,11 +2,10 @@
 
 import json
 import re
-import sys
 
 import pytest
 from helpers.commands import ROOT, run
-from helpers.pretraining import CPU, SMALL
+from helpers.pretraining import CPU, SMALL, fsdp_launcher
 
 MEASURED = """
 import gc, json, runpy, sys
@@ -63,13 +62,9 @@ runpy.run_path("train.py", run_name="__main__")
 def test_unsharded_gradients_are_kept_only_where_they_are_small(tokenized, tmp_path, keep):
     script = tmp_path / "measured.py"
     script.write_text(MEASURED)
-    launcher = "-m esm2_hyperpod.jobs.launch accelerate --config_file accelerate_fsdp.yaml --num_machines 1"
-    launcher += " --machine_rank 0 --num_processes 2 --main_process_ip 127.0.0.1 --main_process_port 0"
     places = "--dataset_dir", tokenized, "--output_dir", tmp_path / "run"
     flags = *SMALL, "--max_steps", 1
-    result = run(
-        sys.executable, *launcher.split(), script, keep, *places, *flags, **CPU, PYTHONPATH=str(ROOT)
-    )
+    result = run(*fsdp_launcher(2), script, keep, *places, *flags, **CPU, PYTHONPATH=str(ROOT))
     measured = [json.loads(line) for line in re.findall(r"MEASURED (.*)", result.stdout)]
     assert [last for last, _, _ in measured] == [False, True]
     (_, whole, shards), (_, whole_after, shards_after) = measured
