@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -16,16 +17,28 @@ class UserError(ValueError):
     """Something the user gave cannot be used. The message is one line and names the remedy."""
 
 
+class LostPeer(Exception):
+    """Another process of this run does not answer. The message is one line."""
+
+    EXIT_CODE = 128 + signal.SIGABRT
+    """As NCCL ends a process that has waited too long: the wrappers start such a run again."""
+
+
 def run_script(main: Callable[[], int | None]) -> None:
     """Run a script's `main`, turning what a user can fix into one line on stderr and exit code 1.
 
     `UserError` and the operating system's refusals (disk full, no permission, no such file) become
-    one line; anything else is a defect of ours and keeps its traceback. Ctrl-C exits with 130.
+    one line; anything else is a defect of ours and keeps its traceback. Ctrl-C exits with 130, `LostPeer`
+    with its own code.
     """
     try:
         sys.exit(main())
     except UserError as error:
         message = str(error)
+    except LostPeer as error:
+        sys.stdout.flush()
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
+        os._exit(error.EXIT_CODE)  # an orderly exit would wait for the peer once more
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:

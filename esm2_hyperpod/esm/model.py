@@ -99,8 +99,10 @@ def save_final_model(weights: dict[str, torch.Tensor], config: EsmConfig, output
     `weights` is the whole state dict. `Trainer.save_model` writes nothing under FSDP with sharded checkpoints
     (transformers 5.23), so the caller gathers it. Called on one rank.
     """
-    plain = EsmForMaskedLM(EsmConfig.from_dict(config.to_dict()))
-    plain.load_state_dict(weights)
+    with torch.device("meta"):  # takes over `weights` instead of making more of them
+        plain = EsmForMaskedLM(EsmConfig.from_dict(config.to_dict()))
+    plain.load_state_dict(weights, assign=True)
+    plain.tie_weights()
     with whole_folder(output_dir / FINAL_MODEL) as temporary:
         plain.save_pretrained(temporary, save_original_format=False)  # see ResumableTrainer._save
         build_tokenizer().save_pretrained(temporary)

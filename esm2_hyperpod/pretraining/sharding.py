@@ -7,11 +7,12 @@ from functools import wraps
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, fsdp2_prepare_model
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM
+from esm2_hyperpod.pretraining.deferred import Weights, fill
 
 KEEP_WHOLE_BYTES = 1e9
 """Unsharded fp32 gradients up to this size may wait for the last micro-batch: 150M has 0.6 GB."""
@@ -20,6 +21,11 @@ KEEP_WHOLE_BYTES = 1e9
 def is_fsdp_run() -> bool:
     """Whether `accelerate launch` was given an FSDP configuration."""
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def is_sharded_run(args: TrainingArguments) -> bool:
+    """Whether the parameters will be sharded over several processes."""
+    return is_fsdp_run() and args.world_size > 1
 
 
 def enable_fsdp_on_cpu() -> None:
@@ -45,6 +51,25 @@ def enable_fsdp_on_cpu() -> None:
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     AcceleratorState.__init__ = __init__
+
+
+def shard(accelerator: Accelerator, model: torch.nn.Module, weights: Weights | None) -> None:
+    """Shard a model that is on the meta device, give the shards memory, and fill them with `weights`.
+
+    accelerate (1.15) shards in `prepare`, where the optimizer would have to know parameters by addresses that
+    they do not have yet; a model that is sharded already it takes as it is. Its own way to spare memory,
+    `cpu_ram_efficient_loading`, has the whole model on rank 0 and fails on ESM's rotary frequencies.
+
+    Args:
+        weights: None where a checkpoint is about to be loaded into the shards.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    fsdp2_prepare_model(accelerator, model)
+    model.to_empty(device=accelerator.device)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    if weights is not None:
+        fill(model, weights)
 
 
 def reduce_each_micro_batch(args: TrainingArguments, parameters: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import EsmForMaskedLM
+from transformers import EsmConfig, EsmForMaskedLM
 
 from esm2_hyperpod.esm.fp8 import use_fp8
 from esm2_hyperpod.esm.model import build_config, check_model_folder, save_final_model
@@ -17,27 +17,46 @@ from esm2_hyperpod.pretraining import validation
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
 from esm2_hyperpod.pretraining.batches import BatchMaker
 from esm2_hyperpod.pretraining.data import Split
+from esm2_hyperpod.pretraining.deferred import Weights, build_deferred, read_on_first_rank
 from esm2_hyperpod.pretraining.epochs import StepSampler
 from esm2_hyperpod.pretraining.schedule import SCHEDULES
-from esm2_hyperpod.pretraining.sharding import keep_fp32_where_it_matters, reduce_each_micro_batch
+from esm2_hyperpod.pretraining.sharding import (
+    is_sharded_run,
+    keep_fp32_where_it_matters,
+    reduce_each_micro_batch,
+    shard,
+)
 from esm2_hyperpod.runs.record import plot_training_curve
 from esm2_hyperpod.training.ranks import sum_over_ranks
 from esm2_hyperpod.training.throughput import Meter
 from esm2_hyperpod.training.trainer import ResumableTrainer
 
 
-def build_model(args: PretrainingArguments) -> EsmForMaskedLM:
+def build_model(args: PretrainingArguments) -> tuple[EsmForMaskedLM, Weights | None]:
     """The model to train: from scratch by size, or from a folder or the hub; fp32 parameters.
+
+    Where it is to be sharded over processes it has no memory yet; the weights for it come with it.
 
     The contact head has no part in masked-LM training. Left trainable it would make DDP search for
     unused parameters and FSDP2 fail to resume for want of its optimizer state.
     """
     model_class = PackedEsmForMaskedLM if args.packing else EsmForMaskedLM
-    if args.model_name_or_path:
-        check_model_folder(args.model_name_or_path)
-        model = model_class.from_pretrained(args.model_name_or_path, dtype=torch.float32)
+    name, weights = args.model_name_or_path, None
+    if name:
+        check_model_folder(name)
+
+    def load() -> EsmForMaskedLM:
+        return model_class.from_pretrained(name, dtype=torch.float32)
+
+    def build() -> EsmForMaskedLM:
+        return model_class(EsmConfig.from_pretrained(name) if name else build_config(args.model_size))
+
+    if is_sharded_run(args):
+        model, weights = build_deferred(build)
+        if name:
+            weights = read_on_first_rank(load, model, args.device)
     else:
-        model = model_class(build_config(args.model_size))
+        model = load() if name else build()
     model.esm.contact_head.requires_grad_(False)
     if args.packing:
         model.compute_dtype = torch.bfloat16 if args.bf16 else torch.float32
@@ -46,7 +65,7 @@ def build_model(args: PretrainingArguments) -> EsmForMaskedLM:
             model.compile_layers()
     else:
         model._no_split_modules = ["EsmLayer"]  # FSDP's units; the others it names are ESMFold's
-    return use_fp8(model, args.device) if args.precision == "fp8" else model
+    return use_fp8(model, args.device) if args.precision == "fp8" else model, weights
 
 
 class PretrainingTrainer(ResumableTrainer):
@@ -56,6 +75,7 @@ class PretrainingTrainer(ResumableTrainer):
         train_split: what the model is trained on.
         validation_split: what is evaluated on; None for no evaluation.
         frequency_entropy: of the validation residues, in nats; a line in the training curve.
+        weights: for a model that has no memory yet.
     """
 
     def __init__(
@@ -66,6 +86,7 @@ class PretrainingTrainer(ResumableTrainer):
         validation_split: Split | None,
         frequency_entropy: float | None,
         callbacks: list,
+        weights: Weights | None = None,
     ):
         reduce_each_micro_batch(args, model.num_parameters())
         # Trainer wants to be given data sets; it reads them through the loaders below alone.
@@ -74,6 +95,7 @@ class PretrainingTrainer(ResumableTrainer):
         )
         keep_fp32_where_it_matters(self.accelerator, model)
         self.model_accepts_loss_kwargs = True  # makes Trainer count the masked tokens of all ranks
+        self._weights = weights
         self._train_split = train_split
         self._validation_split = validation_split
         self._meter = Meter(model.config, args.device)
@@ -145,8 +167,22 @@ class PretrainingTrainer(ResumableTrainer):
         loss = masked_lm_loss(outputs.logits, labels, num_items_in_batch) * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
+    def create_optimizer(self, model=None):
+        """Trainer's. A model without memory is sharded first; a checkpoint or its weights then fill it."""
+        if self._weights is not None:
+            shard(self.accelerator, self.model, None if self.first_step else self._weights)
+            self._weights = None
+        optimizer = super().create_optimizer(model)
+        self._optimized = [list(group["params"]) for group in optimizer.param_groups]
+        return optimizer
+
     def create_scheduler(self, num_training_steps, optimizer=None):
         """The schedule of `--lr_schedule`."""
+        if is_sharded_run(self.args):
+            # accelerate's `prepare` (1.15) finds parameters again by the address of their shards, which empty
+            # ones do not have: those of 33 rows on the 34th rank. Ends when it leaves sharded models alone.
+            for group, parameters in zip(self.optimizer.param_groups, self._optimized):
+                group["params"] = parameters
         if self.args.lr_schedule == "trainer":
             return super().create_scheduler(num_training_steps, optimizer)
         factor, warmup = SCHEDULES[self.args.lr_schedule], self.args.warmup_steps

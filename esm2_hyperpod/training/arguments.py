@@ -71,6 +71,9 @@ class RunArguments(TrainingArguments):
 
     max_minutes: float | None = option(None, "Save, stop and exit with 75 after so many minutes.")
     save_minutes: float | None = option(None, "Also write a checkpoint every so many minutes.")
+    step_timeout: int = option(
+        300, "Seconds a step waits for a process that does not answer; saving waits for --ddp_timeout."
+    )
     dollars_per_node_hour: float | None = option(None, "Price of one node, for the cost in run_report.md.")
     precision: str = option("auto", "auto is bf16 on GPUs that have it, else fp32.", ["auto", "bf16", "fp32"])
     activation_checkpointing: bool = option(False, "Recompute activations: less memory, more time.")
@@ -78,6 +81,8 @@ class RunArguments(TrainingArguments):
     logging_steps: float = option(10, "Steps between logs.")
 
     def __post_init__(self):
+        if self.step_timeout < 1:
+            raise UserError(f"--step_timeout {self.step_timeout}: must be a number of seconds from 1 up")
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         has_bf16 = not self.use_cpu and torch.cuda.is_bf16_supported(including_emulation=False)
         self.bf16 = self.precision == "bf16" or (self.precision != "fp32" and has_bf16)

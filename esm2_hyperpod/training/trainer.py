@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar
 
 from esm2_hyperpod.artifacts import write_json_atomically
-from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.errors import LostPeer, UserError
 from esm2_hyperpod.runs import checkpoints
 from esm2_hyperpod.runs.record import (
     append_metrics,
@@ -29,6 +29,7 @@ from esm2_hyperpod.runs.record import (
     modified_at,
 )
 from esm2_hyperpod.runs.report import write_report
+from esm2_hyperpod.training.ranks import seconds_waited, wait_at_most
 
 WINDOW = "logging_window.json"
 HEARTBEAT_SECONDS = 2
@@ -55,6 +56,7 @@ class ResumableTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(Heartbeat(self.output_dir))
         self.add_callback(StepsOfThisStart())
+        self.add_callback(StepTimeout())
         self._window: list[float] = []  # losses of the steps since the last log, over all ranks
         self._unshared: list[torch.Tensor] = []  # the newest of them, this rank's part, on the device
         self._gradient_norms: list[torch.Tensor] = []  # of the same steps, over all ranks, on the device
@@ -91,7 +93,17 @@ class ResumableTrainer(Trainer):
         if checkpoint is not None:
             window = json.loads((checkpoint / WINDOW).read_text(encoding="utf-8"))
             self._window, self._residues_seen = window["losses"], window["residues_seen"]
-        return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except RuntimeError as error:
+            waited = seconds_waited(error)
+            if waited is None:
+                raise
+            raise LostPeer(
+                f"step {self.state.global_step + 1}: another process has not answered for {waited} s "
+                "(--step_timeout; --ddp_timeout in a save): it or its network hangs; the same command "
+                "resumes, python cluster_setup/doctor.py checks the nodes"
+            ) from error
 
     def end_run(self, status: str, **facts) -> None:
         """Record how this start ended, with `facts`; print and write the run report. Rank 0 acts."""
@@ -109,6 +121,7 @@ class ResumableTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial):
         self._share_window()
+        wait_at_most(self.args.ddp_timeout)  # one rank may write for long while the others wait
         staging = self.output_dir / checkpoints.STAGING
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         if self.is_world_process_zero():
@@ -120,6 +133,8 @@ class ResumableTrainer(Trainer):
         except (dist.DistError, torch.OutOfMemoryError):  # no fault of the disk
             raise
         except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and seconds_waited(error):
+                raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             free = shutil.disk_usage(self.output_dir).free
             shutil.rmtree(staging, ignore_errors=True)
@@ -133,6 +148,7 @@ class ResumableTrainer(Trainer):
         if self.is_world_process_zero():
             checkpoints.remove_old(self.output_dir, limit, self.state.best_global_step)
         self.barrier()
+        wait_at_most(self.args.step_timeout)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # transformers 5.23 by default writes ESM's weights under old names (LayerNorm.gamma), which Trainer,
@@ -282,6 +298,18 @@ class StepsOfThisStart(TrainerCallback):
     def on_train_begin(self, args, state, control, **_):
         """Overwrite what the checkpoint's state says."""
         state.compute_steps(args, state.max_steps)
+
+
+class StepTimeout(TrainerCallback):
+    """Has the steps of a training wait less for a lost rank than its start and its end, which may be slow."""
+
+    def on_train_begin(self, args, state, control, **_):
+        """All ranks are there."""
+        wait_at_most(args.step_timeout)
+
+    def on_train_end(self, args, state, control, **_):
+        """What follows is done by one rank while the others wait."""
+        wait_at_most(args.ddp_timeout)
 
 
 class Heartbeat(TrainerCallback):

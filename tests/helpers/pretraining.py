@@ -1,6 +1,7 @@
 """A pretraining of eight steps, alone or through its wrapper, and what it logged."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,13 @@ def launch(dataset: Path, output: Path, *flags: str, processes: int = 2, fsdp: b
 def wrapper(fsdp: bool) -> list[str]:
     """The command line of a small run."""
     return ["bash", "3.train_fsdp.sh" if fsdp else "2.train_ddp.sh", *SMALL]
+
+
+def fsdp_launcher(processes: int) -> list[object]:
+    """What stands before a script of a test's own that is to run as `3.train_fsdp.sh` runs train.py."""
+    words = f"""-m esm2_hyperpod.jobs.launch accelerate --config_file accelerate_fsdp.yaml --num_machines 1
+        --machine_rank 0 --num_processes {processes} --main_process_ip 127.0.0.1 --main_process_port 0"""
+    return [sys.executable, *words.split()]
 
 
 def places(dataset: Path, output: Path, processes: int) -> dict[str, str]:

@@ -11,8 +11,18 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers.commands import ROOT, on_demand
-from helpers.pretraining import assert_close, launch, metrics, places, train, wrapper
+from helpers.commands import ROOT, on_demand, run
+from helpers.pretraining import (
+    CPU,
+    SMALL,
+    assert_close,
+    fsdp_launcher,
+    launch,
+    metrics,
+    places,
+    train,
+    wrapper,
+)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +121,54 @@ def test_stops_on_request_and_goes_on_with_other_processes(tokenized, undisturbe
     assert_close(metrics(tmp_path), metrics(undisturbed))
 
 
+HANGING = """
+import os, runpy, signal, subprocess, sys, time
+sys.path.insert(0, ".")
+from esm2_hyperpod.imports import without_peft
+without_peft()
+import psutil
+from torch.distributed.checkpoint import FileSystemWriter
+from esm2_hyperpod.pretraining.trainer import PretrainingTrainer
+
+step, write = PretrainingTrainer.training_step, FileSystemWriter.write_data
+
+def slow(self, *rest):
+    FileSystemWriter.write_data = write
+    time.sleep(13)
+    return write(self, *rest)
+
+def stopped(self, *rest):
+    if self.state.global_step == 4:
+        me = psutil.Process()
+        (other,) = (one for one in me.parent().children() if one != me)
+        end = "while grep -qs . /proc/$0/cmdline; do sleep 0.1; done; kill -KILL $1"
+        subprocess.Popen(["sh", "-c", end, str(other.pid), str(me.pid)])
+        me.suspend()
+    return step(self, *rest)
+
+if os.environ["RANK"] == "1":
+    FileSystemWriter.write_data, PretrainingTrainer.training_step = slow, stopped
+sys.argv = ["train.py", *sys.argv[1:]]
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_a_process_that_hangs_ends_the_run_and_a_slow_save_does_not(tokenized, tmp_path):
+    """Rank 1 takes 13 s to write its part of checkpoint-3 and is stopped in step 5; a step waits for 10 s."""
+    script = tmp_path / "hanging.py"
+    script.write_text(HANGING)
+    folders = "--dataset_dir", tokenized, "--output_dir", tmp_path / "run"
+    flags = *SMALL, "--eval_strategy", "no", "--step_timeout", 10
+    result = run(*fsdp_launcher(2), script, *folders, *flags, check=False, **CPU, PYTHONPATH=str(ROOT))
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3"]
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("train.py: error")]
+    assert line.startswith(
+        "train.py: error: step 5: another process has not answered for 10 s (--step_timeout"
+    )
+    assert re.search(r"rank 0 \(process \d+\) exited with 134", result.stderr)
+    assert result.returncode > 128  # the wrappers start it again
+
+
 def test_sigterm_saves(tokenized, undisturbed, tmp_path):
     process = start(tokenized, tmp_path, processes=1)
     wait_for_step(process, tmp_path, 2)
@@ -130,6 +188,13 @@ def test_compiled_layers_compute_the_same_and_are_compiled_once(tokenized, undis
     why = re.findall(r"__recompiles\]  +- (.*)", log.stderr)
     assert why and all("grad_mode" in reason for reason in why)  # once more, for validation
     assert "view tensor" not in log.stderr
+
+
+def test_fsdp_starts_from_a_folder(tokenized, undisturbed, tmp_path):
+    still = "--learning_rate", "0", "--max_steps", "1"
+    launch(tokenized, tmp_path, "--model_name_or_path", str(undisturbed / "final_model"), *still, fsdp=True)
+    *_, loss, _ = metrics(tmp_path)[-1]
+    assert loss == pytest.approx(metrics(undisturbed)[-1][-2], abs=1e-5)
 
 
 def test_bf16_is_near_fp32_and_the_same_under_ddp_and_fsdp(tokenized, undisturbed, tmp_path):

@@ -2,25 +2,45 @@
 
 import json
 import re
-import sys
 
 import pytest
 from helpers.commands import ROOT, on_demand, run
-from helpers.pretraining import CPU, SMALL
+from helpers.pretraining import CPU, SMALL, fsdp_launcher
 
 MEASURED = """
 import gc, json, runpy, sys
 sys.path.insert(0, ".")
+sys.path.insert(0, "tests")
 from esm2_hyperpod.imports import without_peft
 without_peft()
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
-from esm2_hyperpod.pretraining import sharding
+from helpers.memory import LiveBytes
+from esm2_hyperpod.pretraining import sharding, trainer
 from esm2_hyperpod.pretraining.trainer import PretrainingTrainer
 
 sharding.KEEP_WHOLE_BYTES = float(sys.argv.pop(1))
+live = LiveBytes()
+build, create_optimizer = trainer.build_model, PretrainingTrainer.create_optimizer
+
+def built(args):
+    with live:
+        model, weights = build(args)
+    model.esm.contact_head.requires_grad_(True)  # its shards are empty on rank 1
+    return model, weights
+
+def created(self, *rest):
+    with live:
+        return create_optimizer(self, *rest)
+
+trainer.build_model, PretrainingTrainer.create_optimizer = built, created
 plain = PretrainingTrainer.training_step
 
 def measured(self, model, *rest):
+    optimized = [id(one) for group in self.optimizer.param_groups for one in group["params"]]
+    assert sorted(optimized) == sorted(map(id, model.parameters()))
+    model.esm.contact_head.requires_grad_(False)
+    whole = 4 * model.num_parameters()
+    print("START", json.dumps([whole, live.peak]))
     loss = plain(self, model, *rest)
     assert model.lm_head.decoder.weight is model.esm.embeddings.word_embeddings.weight
     parameters = [one for one in gc.get_objects() if isinstance(one, FSDPParam)]
@@ -43,16 +63,16 @@ runpy.run_path("train.py", run_name="__main__")
 def test_unsharded_gradients_are_kept_only_where_they_are_small(tokenized, tmp_path, keep):
     script = tmp_path / "measured.py"
     script.write_text(MEASURED)
-    launcher = "-m esm2_hyperpod.jobs.launch accelerate --config_file accelerate_fsdp.yaml --num_machines 1"
-    launcher += " --machine_rank 0 --num_processes 2 --main_process_ip 127.0.0.1 --main_process_port 0"
     places = "--dataset_dir", tokenized, "--output_dir", tmp_path / "run"
     flags = *SMALL, "--max_steps", 1
-    result = run(
-        sys.executable, *launcher.split(), script, keep, *places, *flags, **CPU, PYTHONPATH=str(ROOT)
-    )
-    measured = [json.loads(line) for line in re.findall(r"MEASURED (.*)", result.stdout)]
+    result = run(*fsdp_launcher(2), script, keep, *places, *flags, **CPU, PYTHONPATH=str(ROOT))
+    measured = [json.loads(line) for line in re.findall(r"MEASURED (\[.*?\])", result.stdout)]
     assert [last for last, _, _ in measured] == [False, True]
     (_, whole, shards), (_, whole_after, shards_after) = measured
+    starts = [json.loads(line) for line in re.findall(r"START (\[.*?\])", result.stdout)]
+    assert len(starts) == 4
+    for whole_model, peak in starts:
+        assert whole_model / 2 < peak < 0.75 * whole_model  # half, and the largest parameters one at a time
     gradients = 2 * shards_after  # two ranks; all of tiny's parameters divide
     assert whole_after == 0
     if keep == "0":
