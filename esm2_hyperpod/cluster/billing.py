@@ -34,14 +34,15 @@ class Prices:
 
 def billed_items(config: ClusterConfig) -> list[Item]:
     """Everything with a price by the hour or month. Traffic, requests and logs also bill, by use."""
-    workers, fsx = config.workers, config.fsx
+    workers, fsx, disk = config.workers, config.fsx, config.workers.local_disk_gb
     items = [Item("controller", config.controller.instance_type, 1)]
     if config.login:
         items.append(Item("login node", config.login.instance_type, 1))
+    items.append(Item("workers", workers.instance_type, workers.count))
+    if disk is not None:
+        items.append(Item("disks of the workers", "ebs_gb_month", workers.count * disk))
     return [
         *items,
-        Item("workers", workers.instance_type, workers.count),
-        Item("disks of the workers", "ebs_gb_month", workers.count * workers.local_disk_gb),
         Item("FSx for Lustre", f"fsx_{fsx.throughput}_gb_month", fsx.size_gb),
         Item("NAT gateway", "nat_gateway", 1),
         Item("public address of the NAT gateway", "public_ipv4", 1),

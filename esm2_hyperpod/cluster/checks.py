@@ -19,6 +19,7 @@ _FIELD_OF = [
     (r"ClusterName", "name"),
     (r"InstanceGroups\[(\d+)\]\.InstanceType", "workers.instance_type"),
     (r"InstanceGroups\[(\d+)\]\.InstanceCount", "workers.count"),
+    (r"InstanceGroups\[(\d+)\]\.MinInstanceCount", "workers.min_count"),
     (r"InstanceGroups\[(\d+)\]\.TrainingPlanArn", "workers.training_plan_arn"),
     (r"InstanceGroups\[(\d+)\]\.InstanceStorageConfigs.*VolumeSizeInGB", "workers.local_disk_gb"),
     (r"InstanceGroups\[(\d+)\]\.LifeCycleConfig\.\w+", "options.on_init_complete"),

@@ -92,10 +92,11 @@ def status(_: Namespace, config: ClusterConfig, aws: Aws) -> None:
         for group in cluster["InstanceGroups"]:
             count = f"{group['CurrentCount']} of {group['TargetCount']} nodes"
             print(f"  {group['InstanceGroupName']}: {count}, {group['InstanceType']}")
-        for node in list_nodes(aws, config.name):
+        nodes = list_nodes(aws, config.name)
+        for node in nodes:
             state = node["InstanceStatus"]["Status"]
             print(f"  {node['InstanceId']}  {node['InstanceGroupName']:<10}  {state}")
-        for line in failure_lines(aws, cluster):
+        for line in failure_lines(aws, cluster, nodes):
             print(f"  problem: {line}")
     lines = take_inventory(aws, config).lines()
     _print_list("bills now:" if lines else "nothing bills", lines)
@@ -121,7 +122,8 @@ def connect(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
 
 def scale(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     """Change the number of workers, if the rules and AWS's quota allow it."""
-    wanted = dataclasses.replace(config, workers=dataclasses.replace(config.workers, count=arguments.count))
+    workers = dataclasses.replace(config.workers, count=arguments.count, min_count=None)
+    wanted = dataclasses.replace(config, workers=workers)
     if problems := config_problems(wanted):
         raise UserError("; ".join(problems))
     preflight(aws, wanted)

@@ -18,11 +18,12 @@ from esm2_hyperpod.errors import UserError, problem
 
 @dataclass(frozen=True)
 class Workers:
-    """The nodes that train; `local_disk_gb` is an EBS volume on each, mounted at /opt/sagemaker."""
+    """The nodes that train; `local_disk_gb` is an EBS volume on each, mounted at /opt/sagemaker, if any."""
 
     instance_type: str = "ml.g5.24xlarge"
     count: int = 2
-    local_disk_gb: int = 500
+    min_count: int | None = None
+    local_disk_gb: int | None = None
     training_plan_arn: str | None = None
 
 

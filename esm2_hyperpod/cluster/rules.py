@@ -89,9 +89,28 @@ def _machines(config: ClusterConfig) -> list[str]:
         wrong = "mix Arm and x86 processors, which cannot share one Python environment on /fsx"
         remedy = "use types of one processor for all groups"
         problems.append(problem("instance_type of the groups", ", ".join(known.values()), wrong, remedy))
-    if config.workers.count < 1:
-        wrong = "leaves no node to train on"
-        problems.append(problem("workers.count", config.workers.count, wrong, "set it to 1 or more"))
+    return [*problems, *_counts(config)]
+
+
+def _counts(config: ClusterConfig) -> list[str]:
+    """How many workers; the service model's ClusterInstanceCount begins at 0, a cluster that trains nothing.
+
+    `min_count` is described in AWS's page "Continuous provisioning for enhanced cluster operations with
+    Slurm", "Minimum capacity requirements (MinCount)": MinCount <= CurrentCount <= TargetCount.
+    """
+    count, least = config.workers.count, config.workers.min_count
+    problems = []
+    if count < 0:
+        wrong, remedy = "is not a number of nodes", "write 0 or more; 0 pays for no GPU"
+        problems.append(problem("workers.count", count, wrong, remedy))
+    if least is None:
+        return problems
+    if not config.options.continuous_provisioning:
+        wrong = "works only with options.continuous_provisioning: true; without it, all workers come or none"
+        problems.append(problem("workers.min_count", least, wrong, "write null"))
+    elif not 1 <= least <= count:
+        wrong = f"is not between 1 and workers.count = {count}"
+        problems.append(problem("workers.min_count", least, wrong, "correct it, or write null"))
     return problems
 
 
@@ -105,10 +124,11 @@ def _storage(config: ClusterConfig) -> list[str]:
     if throughput not in (125, 250, 500, 1000):
         wrong = "is not a throughput that FSx offers"
         problems.append(problem("fsx.throughput", throughput, wrong, "use 125, 250, 500 or 1000"))
-    if not 1 <= config.workers.local_disk_gb <= 16384:
+    disk = config.workers.local_disk_gb
+    if disk is not None and not 1 <= disk <= 16384:  # the service model's ClusterEbsVolumeSizeInGB
         wrong = "is not a size that EBS offers"
-        remedy = "use 1 to 16384"
-        problems.append(problem("workers.local_disk_gb", config.workers.local_disk_gb, wrong, remedy))
+        remedy = "use 1 to 16384, or null for none"
+        problems.append(problem("workers.local_disk_gb", disk, wrong, remedy))
     return problems
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from botocore.client import BaseClient
 from helpers import cluster_moto
 from helpers.commands import ROOT, run
 
@@ -177,9 +178,9 @@ def test_nothing_is_removed_or_changed_without_a_yes_nor_in_a_dry_run(aws_with_c
     assert clusters(aws_with_cluster) == ["esm2"] and stacks(aws_with_cluster) == ["esm2-hyperpod"]
 
 
-def test_scaling_beyond_the_quota_or_to_nothing_is_refused(aws_with_cluster, hyperpod):
+def test_scaling_beyond_the_quota_or_below_nothing_is_refused(aws_with_cluster, hyperpod):
     assert "the cluster needs 5" in hyperpod("scale", "--count", "5", code=1).error
-    assert "workers.count = 0" in hyperpod("scale", "--count", "0", code=1).error
+    assert "workers.count = -1" in hyperpod("scale", "--count", "-1", code=1).error
 
 
 def test_a_quota_too_low_stops_before_anything_is_made(aws, hyperpod):
@@ -222,6 +223,67 @@ def test_delete_keeps_the_data_if_asked_and_else_removes_all_but_backups(aws, hy
     ]  # the default one of any account
     fsx.delete_backup(BackupId=backup)
     assert "nothing bills" in hyperpod("delete", "--yes").out
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """`interrupt(n)`: Ctrl-C as soon as AWS has done the n-th call from now, before its answer is read."""
+    make_call, left = BaseClient._make_api_call, [0]
+
+    def call(client, operation, arguments):
+        answer = make_call(client, operation, arguments)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return answer
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", call)
+    return lambda calls: left.__setitem__(0, calls)
+
+
+def run_interrupted_at_every_call(hyperpod, interrupt, *words):
+    """Run a command until it ends, interrupted after 1 call, then after 2, ...; returns the calls it took."""
+    for calls in range(1, 200):
+        interrupt(calls)
+        try:
+            hyperpod(*words, code=130)
+        except AssertionError:  # it has not been interrupted
+            interrupt(0)
+            hyperpod(*words)  # and is done, so that once more changes nothing
+            return calls
+    raise AssertionError(f"{words[0]} does not end")
+
+
+def test_a_life_interrupted_at_every_call_makes_nothing_twice_and_leaves_nothing_billing(
+    aws, hyperpod, interrupt
+):
+    ec2, sagemaker = cluster_moto.client("ec2", aws), cluster_moto.client("sagemaker", aws)
+    billed = [{"Name": "state", "Values": ["pending", "available"]}]  # AWS lists deleted ones for an hour
+
+    def kinds():
+        return {
+            "clusters": len(clusters(aws)), "stacks": len(stacks(aws)),
+            "VPCs": len(ec2.describe_vpcs(Filters=[{"Name": "isDefault", "Values": ["false"]}])["Vpcs"]),
+            "gateways": len(ec2.describe_nat_gateways(Filters=billed)["NatGateways"]),
+            "addresses": len(ec2.describe_addresses()["Addresses"]),
+            "file systems": len(cluster_moto.client("fsx", aws).describe_file_systems()["FileSystems"]),
+            "buckets": len(cluster_moto.client("s3", aws).list_buckets()["Buckets"]),
+        }  # fmt: skip
+
+    calls = {"create": run_interrupted_at_every_call(hyperpod, interrupt, "create", "--yes")}
+    assert set(kinds().values()) == {1}
+    nodes = sagemaker.list_cluster_nodes(ClusterName="esm2")["ClusterNodeSummaries"]
+    assert len(nodes) == 3
+    for count in ("0", "2"):
+        calls[count] = run_interrupted_at_every_call(hyperpod, interrupt, "scale", "--count", count)
+        groups = sagemaker.describe_cluster(ClusterName="esm2")["InstanceGroups"]
+        assert [group["TargetCount"] for group in groups] == [1, int(count)]
+        assert set(kinds().values()) == {1}  # without workers cluster, network and data stay
+        assert f"{count} x ml.g5.24xlarge (workers)" in hyperpod("status").out
+    calls["delete"] = run_interrupted_at_every_call(hyperpod, interrupt, "delete", "--yes")
+    assert set(kinds().values()) == {0}, kinds()
+    assert "nothing bills" in hyperpod("status").out
+    assert min(calls.values()) > 5, calls
 
 
 def test_no_credentials_is_one_line(aws):

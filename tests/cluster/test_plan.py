@@ -66,8 +66,10 @@ PLANTED = [
     ({"login": {"instance_type": "ml.g5.xlarge"}}, "login.instance_type", "ml.m5.xlarge"),
     ({"login": False}, "login", "must be a mapping"),
     ({"controller.count": 2}, "controller.count", "the fields are: instance_type"),
-    ({"workers.count": 0}, "workers.count", "set it to 1 or more"),
-    ({"workers.count": -1}, "workers.count", "set it to 1 or more"),
+    ({"workers.count": -1}, "workers.count", "write 0 or more"),
+    ({"workers.min_count": 0}, "workers.min_count", "is not between 1 and workers.count = 2"),
+    ({"workers.min_count": 3}, "workers.min_count", "is not between 1 and workers.count = 2"),
+    ({"workers.min_count": 1, "options.continuous_provisioning": False}, "workers.min_count", "write null"),
     ({"workers.count": 2.5}, "workers.count", "whole number"),
     ({"workers.count": True}, "workers.count", "whole number"),
     ({"workers.count": "2"}, "workers.count", "whole number"),
@@ -113,7 +115,7 @@ def test_each_planted_mistake_is_one_line_with_field_value_and_remedy(tmp_path, 
 
 def test_all_mistakes_are_told_at_once_and_the_command_exits_with_1(tmp_path, hyperpod):
     path = planted(
-        tmp_path, {"name": "E", "workers.count": 0, "options.node_recovery": "No", "fsx.size_gb": 1}
+        tmp_path, {"name": "E", "workers.count": -1, "options.node_recovery": "No", "fsx.size_gb": 1}
     )
     result = hyperpod("plan", "--config", path, code=1)
     headline, *lines = result.error.splitlines()
@@ -245,13 +247,14 @@ WRONG_REQUESTS = {
     "role that is none": (_set(G, 0, "ExecutionRole", "arn:aws:iam::1:role/short"), "ExecutionRole"),
     "worker as node type": (_set(G, 1, "SlurmConfig", "NodeType", "Worker"), "Controller, Login, Compute"),
     "strategy": (_set("Orchestrator", "Slurm", "SlurmConfigStrategy", "managed"), "Overwrite, Managed"),
+    "fewest below none": (_set(G, 1, "MinInstanceCount", -1), "at least 0"),
     "two partitions": (_set(G, 1, "SlurmConfig", "PartitionNames", ["a", "b"]), "at most 1"),
     "threads": (_set(G, 1, "ThreadsPerCore", 3), "at most 2"),
     "mount path": (_set(G, 0, "InstanceStorageConfigs", 0, "FsxLustreConfig", "MountPath", "fsx"), "Path"),
     "dns name": (
         _set(G, 0, "InstanceStorageConfigs", 0, "FsxLustreConfig", "DnsName", "fsx.example.com"), "DnsName"),
     "disk of 0": (
-        _set(G, 1, "InstanceStorageConfigs", 1, "EbsVolumeConfig", "VolumeSizeInGB", 0), "at least 1"),
+        _set(G, 1, "InstanceStorageConfigs", [{"EbsVolumeConfig": {"VolumeSizeInGB": 0}}]), "at least 1"),
     "six security groups": (_set("VpcConfig", "SecurityGroupIds", ["sg-1"] * 6), "at most 5"),
     "provisioning": (_set("NodeProvisioningMode", "OnDemand"), "Continuous"),
     "tag with a semicolon": (_set("Tags", [{"Key": "a;b", "Value": "c"}]), "Tags[0].Key"),
@@ -274,6 +277,7 @@ def test_options_reach_the_request(tmp_path):
             tmp_path,
             {
                 "login": {"instance_type": "ml.m5.large"}, "workers.training_plan_arn": arn,
+                "workers.local_disk_gb": 100,
                 "options.deep_health_checks": True, "options.continuous_provisioning": False,
                 "options.node_recovery": "None", "options.on_init_complete": None, "options.tags": {},
             },
@@ -286,6 +290,8 @@ def test_options_reach_the_request(tmp_path):
     assert workers["OnStartDeepHealthChecks"] == ["InstanceStress", "InstanceConnectivity"]
     assert request["NodeRecovery"] == "None" and "OnStartDeepHealthChecks" not in controller
     assert not {"NodeProvisioningMode", "Tags"} & set(request)
+    assert request["Orchestrator"] == {"Slurm": {"SlurmConfigStrategy": "Managed"}}
+    assert workers["InstanceStorageConfigs"][1] == {"EbsVolumeConfig": {"VolumeSizeInGB": 100}}
     assert not any("LifeCycleConfig" in group for group in request[G])
 
 
@@ -324,8 +330,8 @@ def changes_to_every_field(draw):
         "region": st.just(region),
         "availability_zone": st.sampled_from("abcd").map(lambda letter: region + letter),
         "workers.instance_type": st.sampled_from([kind for kind in X86 if has_gpu(kind)]),
-        "workers.count": st.integers(1, 900),
-        "workers.local_disk_gb": st.integers(1, 16384),
+        "workers.count": st.integers(0, 900),
+        "workers.local_disk_gb": st.none() | st.integers(1, 16384),
         "workers.training_plan_arn": st.sampled_from([None, PLAN_ARN.replace("us-east-1", region)]),
         "controller.instance_type": WITHOUT_GPU,
         "login": st.none() | st.fixed_dictionaries({"instance_type": WITHOUT_GPU}),
@@ -367,7 +373,10 @@ def test_what_is_accepted_renders_a_request_that_hyperpod_takes(tmp_path_factory
     assert len(groups) == len(request[G])
     kinds = [group["SlurmConfig"]["NodeType"] for group in request[G]]
     assert kinds == ["Controller", *["Login"] * bool(config.login), "Compute"]
-    assert groups["controller"]["InstanceCount"] == 1 and groups["workers"]["InstanceCount"] >= 1
+    assert groups["controller"]["InstanceCount"] == 1
+    continuous = request.get("NodeProvisioningMode") == "Continuous"
+    # The API refuses any strategy with continuous provisioning, which neither botocore nor moto knows.
+    assert ("SlurmConfigStrategy" in request["Orchestrator"]["Slurm"]) != continuous
     for name, group in groups.items():
         assert "InstanceType" in group and "InstanceRequirements" not in group
         assert ("PartitionNames" in group["SlurmConfig"]) == (name == "workers")

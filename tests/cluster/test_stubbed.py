@@ -1,5 +1,6 @@
 """What moto cannot do: waiting, failing, scaling; by botocore's Stubber, which checks each answer's shape."""
 
+import dataclasses
 import datetime
 
 import boto3
@@ -67,13 +68,23 @@ def queue_cluster(aws, status, workers=(2, 2), message=None, continuous=False):
     stub.add_response("describe_cluster", answer, {"ClusterName": "esm2"})
 
 
-def queue_nodes(aws, *failures):
+def queue_nodes(aws, *states, running=2):
+    """Queue the answer to list_nodes: a running controller, `running` workers, and workers in other states.
+
+    A state that holds a space is the message of a node that failed.
+    """
+    everyone = [
+        ("controller", "Running"),
+        *[("workers", "Running")] * running,
+        *(("workers", s) for s in states),
+    ]
     nodes = [
         {
-            "InstanceGroupName": "workers", "InstanceId": f"i-{n:017x}", "InstanceType": "ml.g5.24xlarge",
-            "LaunchTime": NOW, "InstanceStatus": {"Status": "Failure", "Message": failure},
+            "InstanceGroupName": group, "InstanceId": f"i-{n:017x}", "InstanceType": "ml.g5.24xlarge",
+            "LaunchTime": NOW,
+            "InstanceStatus": {"Status": "Failure", "Message": state} if " " in state else {"Status": state},
         }
-        for n, failure in enumerate(failures)
+        for n, (group, state) in enumerate(everyone)
     ]  # fmt: skip
     aws.stubs["sagemaker"].add_response(
         "list_cluster_nodes", {"ClusterNodeSummaries": nodes}, {"ClusterName": "esm2"}
@@ -83,15 +94,38 @@ def queue_nodes(aws, *failures):
 def test_create_waits_until_every_node_is_there(aws, capsys):
     queue_cluster(aws, None)
     aws.stubs["sagemaker"].add_response("create_cluster", {"ClusterArn": ARN}, REQUEST)
-    for status, workers in [("Creating", (0, 2)), ("InService", (1, 2)), ("InService", (2, 2))]:
+    for status, workers, running in [
+        ("Creating", (0, 2), 0),
+        ("InService", (2, 2), 1),
+        ("InService", (2, 2), 2),
+    ]:
         queue_cluster(aws, status, workers)
-        queue_nodes(aws)
+        queue_nodes(aws, *["SystemUpdating"] * (workers[0] - running), running=running)
     cluster.ensure_cluster(aws, REQUEST)
     output = capsys.readouterr().out
-    assert (
-        "Creating; nodes: controller 1/1, workers 0/2" in output
-        and "InService; nodes: controller 1/1, workers 1/2" in output
+    assert "Creating; running nodes: controller 1/1, workers 0/2" in output
+    assert "InService; running nodes: controller 1/1, workers 1/2" in output  # there, but not running yet
+
+
+def test_a_minimum_that_aws_did_not_reach_ends_the_wait(aws):
+    """AWS's page on continuous provisioning: after 3 hours MinCount and TargetCount become 0."""
+    request = create_cluster_request(
+        dataclasses.replace(CONFIG, workers=dataclasses.replace(CONFIG.workers, min_count=2)),
+        example_outputs(CONFIG),
     )
+    queue_cluster(aws, None)
+    aws.stubs["sagemaker"].add_response("create_cluster", {"ClusterArn": ARN}, request)
+    queue_cluster(aws, "InService", (0, 0))
+    queue_nodes(aws, running=0)
+    with pytest.raises(UserError, match=r"min_count = 2 workers in 3 hours.*scale --count N"):
+        cluster.ensure_cluster(aws, request)
+
+
+def test_no_workers_keep_no_minimum():
+    described = REQUEST["InstanceGroups"][1] | {"MinCount": 2, "CurrentCount": 2, "TargetCount": 2}
+    none = cluster.specification(described, 0)
+    assert (none["InstanceCount"], none["MinInstanceCount"]) == (0, 0)
+    assert cluster.specification(described, 5)["MinInstanceCount"] == 2
 
 
 def test_a_cluster_made_by_another_run_in_the_meantime_is_taken_over(aws):
@@ -109,13 +143,13 @@ def test_a_failed_creation_tells_every_reason_aws_has_and_where_the_logs_are(aws
     common = {"EventId": EVENT, "ClusterArn": ARN, "ClusterName": "esm2", "EventTime": NOW}
     event = common | {"ResourceType": "Instance", "EventLevel": "Error", "InstanceGroupName": "workers"}
     calm = common | {"ResourceType": "Cluster", "EventLevel": "Info", "Description": "all is well"}
-    aws.stubs["sagemaker"].add_response("list_cluster_events", {"Events": [calm, event]}, ANY_EVENTS)
+    queue_nodes(aws, "Lifecycle scripts did not run successfully", running=0)
+    aws.stubs["sagemaker"].add_response("list_cluster_events", {"Events": [calm, event]}, LATEST_EVENTS)
     message = "We currently do not have sufficient\n capacity"
     detail = event | {"EventDetails": {"EventMetadata": {"InstanceGroup": {"FailureMessage": message}}}}
     aws.stubs["sagemaker"].add_response(
         "describe_cluster_event", {"EventDetails": detail}, {"ClusterName": "esm2", "EventId": EVENT}
     )
-    queue_nodes(aws, "Lifecycle scripts did not run successfully")
     with pytest.raises(UserError) as failure:
         cluster.ensure_cluster(aws, REQUEST)
     headline, *reasons = str(failure.value).splitlines()
@@ -123,20 +157,29 @@ def test_a_failed_creation_tells_every_reason_aws_has_and_where_the_logs_are(aws
     assert [reason.strip() for reason in reasons] == [
         "Instance group failed",
         "03:04 workers: We currently do not have sufficient capacity",
-        "node i-00000000000000000 of workers: Lifecycle scripts did not run successfully",
+        "node i-00000000000000001 of workers: Lifecycle scripts did not run successfully",
         "set-up logs of the nodes: aws logs tail /aws/sagemaker/Clusters/esm2/abcdefghij12 "
         "--region us-west-2",
     ]
 
 
-ANY_EVENTS = {"ClusterName": "esm2", "SortBy": "EventTime", "SortOrder": "Descending", "MaxResults": 100}
+class AnHourAgo:
+    """Equal to the time an hour ago, give or take some minutes: older errors are not asked for."""
+
+    def __eq__(self, other):
+        age = datetime.datetime.now(datetime.timezone.utc) - other
+        return datetime.timedelta(minutes=55) < age < datetime.timedelta(minutes=65)
+
+
+LATEST_EVENTS = {"ClusterName": "esm2", "SortBy": "EventTime", "SortOrder": "Descending", "MaxResults": 100,
+                 "EventTimeAfter": AnHourAgo()}  # fmt: skip
 
 
 def test_events_that_may_not_be_read_do_not_end_the_wait(aws, capsys):
     queue_cluster(aws, "InService", (1, 2), continuous=True)
     queue_cluster(aws, "InService", (1, 2), continuous=True)
+    queue_nodes(aws, running=1)
     aws.stubs["sagemaker"].add_client_error("list_cluster_events", "AccessDeniedException")
-    queue_nodes(aws)
     queue_cluster(aws, "InService")
     queue_nodes(aws)
     cluster.ensure_cluster(aws, REQUEST)
@@ -169,9 +212,9 @@ def test_scaling_sends_the_group_as_it_is_with_another_count(aws, capsys):
     )
     for status, workers in [("InService", (2, 2)), ("Updating", (3, 5)), ("InService", (5, 5))]:
         queue_cluster(aws, status, workers)  # the first answer is older than the change
-        queue_nodes(aws)
+        queue_nodes(aws, running=workers[0])
     cluster.change_workers(aws, "esm2", 5, dry_run=False)
-    assert "InService; nodes: controller 1/1, workers 5/5" in capsys.readouterr().out
+    assert "InService; running nodes: controller 1/1, workers 5/5" in capsys.readouterr().out
 
 
 def test_scaling_to_what_is_there_or_without_a_cluster_sends_nothing(aws, capsys):
@@ -187,7 +230,7 @@ def test_a_wait_without_end_says_how_to_go_on(aws, monkeypatch):
     monkeypatch.setattr(cluster, "CREATE_MINUTES", 0)
     queue_cluster(aws, "Creating", (0, 2))
     queue_cluster(aws, "Creating", (0, 2))
-    queue_nodes(aws)
+    queue_nodes(aws, running=0)
     with pytest.raises(UserError, match=r"still: cluster esm2: Creating.*hyperpod\.py status"):
         cluster.ensure_cluster(aws, REQUEST)
 
