@@ -18,6 +18,9 @@ export FSX_DIR DATASET_DIR REPOSITORY VENV GPUS_PER_NODE CONTAINER_IMAGE
 TO_BE_CONTINUED=75         # train.py: saved and stopped early
 TRIES_WITHOUT_PROGRESS=3   # how often in a row a process may be killed before a checkpoint is written
 
+# shellcheck source=cluster_setup/node_facts.sh
+source "$REPOSITORY/cluster_setup/node_facts.sh"
+
 # Run `SCRIPT ARGUMENTS` with torchrun or accelerate: on all nodes of the Slurm job, or on this machine.
 launch() { # torchrun|accelerate SCRIPT ARGUMENTS
   local output_dir
@@ -90,18 +93,27 @@ ask_to_stop() {
 
 list_checkpoints() { find "$1" -maxdepth 1 -name 'checkpoint-*' 2>/dev/null | sort || true; }
 
-# One task per node. When one has ended, the others have a minute to end with their own exit code; srun returns
-# the highest. --kill-on-bad-exit would hide "to be continued" behind SIGTERM. bash runs a trap only between
-# commands, so srun runs in the background, and we wait until it has ended, not until the next signal.
-run_step() {
-  local step=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=60)
-  if [ -d "${HYPERPOD_DIR:-/opt/sagemaker_cluster}" ] && srun --help | grep -q -- --auto-resume; then
-    step+=(--auto-resume=1) # HyperPod's plug-in; stock srun refuses it
-  fi
+# Sets `step`, the command that starts one task per node; doctor.py asks for it, too.
+#
+# A container goes without HyperPod's auto-resume. Sources disagree whether its plug-in and pyxis work in one step,
+# and nothing is lost: on nodes whose GPUs Slurm knows, it requeues the whole job (AWS's page "SageMaker HyperPod
+# release notes", August 20, 2024), and so does run_job.
+set_step() {
+  step=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=60)
   if [ -n "${CONTAINER_IMAGE:-}" ]; then
     step+=(--container-image="$CONTAINER_IMAGE" --container-workdir="$REPOSITORY"
       --container-mounts="$REPOSITORY:$REPOSITORY,$FSX_DIR:$FSX_DIR")
+  elif on_hyperpod && srun --help | grep -q -- --auto-resume; then
+    step+=(--auto-resume=1) # HyperPod's plug-in; stock srun refuses it
   fi
+}
+
+# When one task has ended, the others have a minute to end with their own exit code; srun returns
+# the highest. --kill-on-bad-exit would hide "to be continued" behind SIGTERM. bash runs a trap only between
+# commands, so srun runs in the background, and we wait until it has ended, not until the next signal.
+run_step() {
+  local step
+  set_step
   "${step[@]}" bash "$REPOSITORY/cluster_setup/node_launch.sh" "$@" &
   local pid=$! code=0
   while true; do

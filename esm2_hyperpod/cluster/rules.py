@@ -13,6 +13,7 @@ import botocore.session
 
 from esm2_hyperpod.cluster import instances
 from esm2_hyperpod.cluster.config import ClusterConfig
+from esm2_hyperpod.cluster.schema import accepted_types
 from esm2_hyperpod.errors import problem
 
 # A bucket name holds "sagemaker-", this name, the account, the region and 63 characters at most.
@@ -74,8 +75,8 @@ def _machines(config: ClusterConfig) -> list[str]:
         if group is None:
             continue
         field = f"{name}.instance_type"
-        if group.instance_type not in instances.accepted_types():
-            close = difflib.get_close_matches(group.instance_type, instances.accepted_types(), n=1)
+        if group.instance_type not in accepted_types():
+            close = difflib.get_close_matches(group.instance_type, accepted_types(), n=1)
             remedy = f"did you mean {close[0]}?" if close else "use one such as ml.g5.24xlarge"
             problems.append(problem(field, group.instance_type, "HyperPod has no such type", remedy))
             continue

@@ -137,6 +137,24 @@ def test_the_environment_is_made_proven_and_left_alone_when_nothing_changed(tmp_
     assert not (venv / ".made_from").exists()  # what has not passed the check is not marked as complete
 
 
+def test_a_node_that_should_have_gpus_is_not_verified_on_its_cpu(tmp_path):
+    """Before anything is imported; CUDA_VISIBLE_DEVICES= asks for the CPU."""
+    (tmp_path / "type").write_text("g5.12xlarge\n")
+    broken = on_path(tmp_path, **{"nvidia-smi": "echo 'No devices were found'; exit 6"})
+    node = {"PATH": broken, "INSTANCE_TYPE_FILE": f"{tmp_path}/type", "PCI_DEVICES": f"{tmp_path}/none"}
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    result = subprocess.run(
+        ["bash", SETUP / "create_environment.sh", "verify"],
+        env=environment | node,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
+    assert "should have 1 GPU(s), but nvidia-smi --list-gpus shows 0" in result.stderr
+    cpu = create_environment(tmp_path, "verify", CUDA_VISIBLE_DEVICES="", **node)
+    assert "no environment at" in cpu.stderr
+
+
 def test_an_environment_that_is_not_there_or_a_wrong_word_is_one_line(tmp_path):
     absent = create_environment(tmp_path, "verify")
     assert absent.returncode == 1 and absent.stderr.startswith(

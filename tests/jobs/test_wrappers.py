@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,6 +197,61 @@ def test_a_cancelled_job_is_not_requeued(cluster):
     cluster.write("exit_codes", "75\n")
     assert cluster.sbatch("2.train_ddp.sh").returncode == 75
     assert cluster.lines("requeued") == []
+
+
+BROKEN = "#!/usr/bin/env bash\necho 'Failed to initialize NVML: Driver/library version mismatch'; exit 18\n"
+ONE_LOST = '#!/usr/bin/env bash\nfor i in 0 1 2; do echo "GPU $i: NVIDIA (UUID: GPU-$i)"; done\n'
+
+
+@pytest.mark.parametrize(
+    ("nvidia_smi", "where", "expected", "working"),
+    [
+        (BROKEN, "bus", 4, 0),
+        (BROKEN, "type", 1, 0),  # fallen off the bus, all of them
+        (BROKEN, "Slurm", 4, 0),
+        (BROKEN, "a workstation's bus", 1, 0),
+        (ONE_LOST, "bus", 4, 3),
+        (ONE_LOST, "Slurm", 4, 3),
+        (ONE_LOST, "a workstation's bus", 1, 3),  # a container may see more devices than it was given
+    ],
+)
+def test_a_node_without_its_gpus_refuses_instead_of_training_on_its_cpu(
+    cluster, nvidia_smi, where, expected, working
+):
+    cluster.instance("g5.12xlarge", gpus=4, efa=1)
+    cluster.executable("bin/nvidia-smi", nvidia_smi)
+    if "bus" not in where:
+        shutil.rmtree(cluster.stub / "pci")
+    if where in ("Slurm", "a workstation's bus"):
+        cluster.write("instance_type", "X11DPi-N\n")
+    if where == "Slurm":
+        cluster.write("gres", "gpu:a10g:4(S:0-1),nvme:1\n")
+    cluster.write("exit_codes", "1\n")
+    result = cluster.sbatch("2.train_ddp.sh")
+    refusals = [line for line in result.stderr.splitlines() if "error:" in line]
+    if working >= expected:
+        assert not refusals and option(cluster.arguments("ip-7"), "--nproc_per_node") == str(working)
+        return
+    assert len(refusals) == 2 and not cluster.lines("arguments.ip-7")
+    assert f"should have {expected} GPU(s), but nvidia-smi --list-gpus shows {working}" in refusals[0]
+    assert "scontrol update node=ip-7 state=fail reason=Action:Replace" in refusals[0]
+
+
+def test_a_node_with_gpus_may_be_asked_for_its_cpu_but_not_by_accident(cluster):
+    cluster.instance("g5.12xlarge", gpus=4, efa=1)
+    assert cluster.sbatch("2.train_ddp.sh", CUDA_VISIBLE_DEVICES="NoDevFiles").returncode == 0
+    assert not cluster.lines("arguments.ip-7")  # the stub of srun ends with 0, node_launch.sh has refused
+    cluster.executable("bin/nvidia-smi", BROKEN)
+    assert cluster.sbatch("2.train_ddp.sh", CUDA_VISIBLE_DEVICES="").returncode == 0
+    assert option(cluster.arguments("ip-7"), "--nproc_per_node") == "1"
+
+
+def test_the_image_gets_gpus_and_pinned_versions():
+    """Enroot gives a container the GPUs only if the image's environment asks for them."""
+    image = (ROOT / "cluster_setup" / "Dockerfile").read_text()
+    assert re.search(r"^ENV .*\bNVIDIA_VISIBLE_DEVICES=all\b", image, re.M)
+    assert re.search(r"^ENV .*\bNVIDIA_DRIVER_CAPABILITIES=compute,utility\b", image, re.M)
+    assert re.search(r"^ARG EFA_INSTALLER=\d+\.\d+\.\d+$", image, re.M) and "installer-latest" not in image
 
 
 @pytest.mark.parametrize(
