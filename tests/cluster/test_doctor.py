@@ -138,6 +138,28 @@ def test_tcp_is_wrong_between_nodes_that_have_efa(slurm, tmp_path):
     assert code == 1 and "over TCP although the nodes have EFA (no NET/OFI in NCCL's log)" in line
 
 
+def test_jobs_go_to_the_training_partition_where_there_is_one(slurm, tmp_path):
+    """As on HyperPod: dev, the default, has every node, train only the workers."""
+    text = slurm.conf.read_text()
+    slurm.conf.write_text(f"{text}PartitionName=train Nodes=node2,node3 State=UP OverSubscribe=EXCLUSIVE\n")
+    slurm.run("scontrol", "reconfigure")
+    try:
+        code, lines = doctor(slurm, tmp_path, "--nodes=1")
+        assert code == 0 and any(line.startswith("ok     node2:") for line in lines), lines
+        wrapper = "2.train_ddp.sh"
+        job = slurm.sbatch("--nodes=1", "--nodelist=node1", wrapper, HYPERPOD_DIR=str(tmp_path), DRY_RUN="1")
+        assert slurm.wait(job) == "FAILED"
+        assert "not all of node1 are training nodes: submit it with sbatch --partition=train" in slurm.log(
+            job
+        )
+        asked = {"SBATCH_PARTITION": "train", "SLURM_PARTITION": "train"}  # what a login sets
+        job = slurm.sbatch("--nodes=1", "--wrap=srun hostname", **asked)
+        assert slurm.wait(job) == "COMPLETED" and slurm.field(job, "Partition") == "train"
+    finally:
+        slurm.conf.write_text(text)
+        slurm.run("scontrol", "reconfigure")
+
+
 def test_a_container_that_slurm_refuses_or_ignores_is_wrong(slurm, tmp_path):
     """Stock Slurm knows no --container-image. A srun that drops the flags is a node without pyxis."""
     image = {"CONTAINER_IMAGE": "/fsx/esm2.sqsh"}

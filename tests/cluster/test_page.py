@@ -96,6 +96,19 @@ def test_the_nodes_set_up_keeps_shared_memory_and_makes_the_users_folder_however
         assert warnings == "" and folder.is_dir()
         assert "RemoveIPC=no" in (tmp_path / "etc/systemd/logind.conf.d/esm2.conf").read_text()
         assert (tmp_path / "systemctl").read_text() == "restart systemd-logind\n"
+        folder.chmod(0o700)  # as the image may have made it; the second run leaves it so
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_who_logs_in_submits_to_the_workers_unless_told_otherwise(tmp_path):
+    set_up_node(tmp_path, mounted=True)
+    shown = f'. {tmp_path}/etc/profile.d/esm2.sh; echo "$SBATCH_PARTITION $SALLOC_PARTITION $SLURM_PARTITION"'
+    for partitions, asked, expected in (
+        ("train", "", "train train train"), ("", "", "  "), ("train", "mine", "mine  ")
+    ):  # fmt: skip
+        path = on_path(tmp_path, sinfo=f'case "$*" in *--partition=train*) echo {partitions} ;; esac')
+        found = run("bash", "-c", shown, PATH=path, SBATCH_PARTITION=asked)
+        assert found.stdout == f"{expected}\n"
 
 
 def test_a_node_without_the_file_system_comes_up_all_the_same(tmp_path):

@@ -32,6 +32,14 @@ case "$1 $2" in
   "show job") printf '   ReqNodeList=(null) ExcNodeList=(null)\\n   NodeList=packed\\n   BatchHost=gone\\n' ;;
   "show hostnames") cat "$STUB/nodes" ;;
   "show node")
+    if [ "$3" = --oneliner ]; then
+      while read -r node; do
+        line="$(grep -s "^$node " "$STUB/verdicts" || echo "$node IDLE none")"
+        read -r name state reason <<<"$line"
+        echo "NodeName=$name Arch=x86_64 State=$state Reason=$reason [root@2026-01-02T03:04:05]"
+      done <"$STUB/nodes"
+      exit
+    fi
     echo "NodeName=$3 Arch=x86_64"
     echo "   Gres=$(cat "$STUB/gres" 2>/dev/null || echo '(null)')"
     echo "   NodeAddr=10.1.0.${3#ip-} NodeHostName=$3 Port=0" ;;
@@ -106,6 +114,7 @@ class StubCluster:
             "INFINIBAND_DIR": f"{self.stub}/infiniband",
             "INSTANCE_TYPE_FILE": f"{self.stub}/instance_type",
             "PCI_DEVICES": f"{self.stub}/pci",
+            "VERDICT_SECONDS": "0",
             "ROUTES_FILE": f"{self.stub}/routes",
             **variables,
         }

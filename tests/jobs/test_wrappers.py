@@ -169,6 +169,69 @@ def test_an_error_with_a_lost_node_is_requeued(cluster):
     assert cluster.lines("requeued") == ["4242"] and len(cluster.lines("steps")) == 1
 
 
+@pytest.mark.parametrize(
+    ("verdict", "code", "steps", "requeued"),
+    [
+        ("ip-4 FAIL Action:Replace", 1, 1, True),  # a broken GPU: the node answers, the script's error is its
+        ("ip-4 FAIL Action:Reboot", 1, 1, True),
+        ("ip-4 FAIL Action:Replace", 137, 1, True),  # not a second time on the same node
+        ("ip-4 MIXED+DRAIN fan failed", 1, 1, True),
+        ("ip-4 DOWN* Not responding", 134, 1, True),
+        ("ip-4 MIXED Action:Replace", 1, 1, True),
+        ("ip-9 FAIL Action:Replace", 1, 1, False),  # somebody else's node
+        ("ip-4 IDLE remember the milk", 1, 1, False),
+        ("ip-4 IDLE remember the milk", 137, 2, False),
+    ],
+)
+def test_a_failure_waits_for_the_verdict_on_its_nodes(cluster, verdict, code, steps, requeued):
+    cluster.write("verdicts", f"{verdict}\n")
+    cluster.write("exit_codes", f"{code}\n0\n")
+    result = cluster.sbatch("2.train_ddp.sh")
+    assert len(cluster.lines("steps")) == steps
+    assert cluster.lines("requeued") == (["4242"] if requeued else [])
+    assert ("node ip-4 is " in result.stdout) == requeued
+
+
+def test_a_node_condemned_while_it_runs_ends_the_run_with_a_checkpoint(cluster):
+    """What AWS waits for before it replaces the node."""
+    wait = f'until [ -e "{cluster.output}/stop" ]; do sleep 0.1; done\n'
+    condemn = 'echo "ip-4 FAIL Action:Replace" >"$STUB/verdicts"\n'
+    cluster.executable("during_step", f"#!/usr/bin/env bash\n{condemn}{wait}")
+    cluster.write("exit_codes", "75\n")
+    result = cluster.sbatch("2.train_ddp.sh", "--output_dir", str(cluster.output), WATCH_SECONDS="0.2")
+    assert "node ip-4 is FAIL (Action:Replace): asking the run to save and stop" in result.stdout
+    assert result.returncode == 75 and cluster.lines("requeued") == ["4242"]
+    assert not (cluster.output / "stop").exists()
+
+
+SINFO = """#!/usr/bin/env bash
+case "$*" in
+  *--partition=train*--nodes=packed*) grep -Fxf "$STUB/nodes" "$STUB/train" ;;
+  *--partition=train*) if [ -e "$STUB/train" ]; then echo train; fi ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("partition", "workers", "refused"),
+    [("dev", "ip-4", True), ("dev", "ip-4\nip-7", False), ("train", "ip-4", False), ("dev", None, False)],
+)
+def test_a_job_that_landed_on_a_login_node_says_how_to_submit_it(cluster, partition, workers, refused):
+    cluster.executable("bin/sinfo", SINFO)
+    if workers:
+        cluster.write("train", f"{workers}\n")
+    result = cluster.sbatch("2.train_ddp.sh", SLURM_JOB_PARTITION=partition)
+    assert (result.returncode == 1) == refused and bool(cluster.lines("steps")) != refused
+    assert ("not all of packed are training nodes: submit it with sbatch --partition=train" in result.stderr
+            ) == refused  # fmt: skip
+
+
+def test_a_large_checkpoint_has_time_before_the_limit():
+    """15B's 181 GB take ten minutes at the default file system's 293 MB/s."""
+    seconds = {name: int(re.search(r"USR1@(\d+)", (ROOT / name).read_text())[1]) for name in WRAPPERS}
+    assert seconds == {"2.train_ddp.sh": 120, "3.train_fsdp.sh": 900, "4.finetune_qlora.sh": 120}
+
+
 def test_an_error_is_final_even_if_checkpoints_appear(cluster):
     """As they do when another job, which holds the output folder, goes on writing them."""
     cluster.write("exit_codes", "1\n0\n")
