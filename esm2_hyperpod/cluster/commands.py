@@ -27,7 +27,12 @@ from esm2_hyperpod.cluster.request import create_cluster_request, example_output
 from esm2_hyperpod.cluster.rules import config_problems
 from esm2_hyperpod.cluster.stack import ensure_stack, find_stack, upload_script
 from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.sizes import SIZES
 
+UNIREF50_GB = 60  # as CSV and Arrow
+CHECKPOINTS = 4  # three kept and the one being written
+SHARE_OF_STATE = 0.5  # the rest of the GPUs' memory is for activations
+SIGNAL_SECONDS = 840  # 3.train_fsdp.sh asks for 900, and Slurm's clock goes by the minute
 _INSTALL = {
     "aws": "https://docs.aws.amazon.com/cli/latest/userguide/getting-started-install.html",
     "session-manager-plugin": (
@@ -50,6 +55,7 @@ def plan(arguments: Namespace, config: ClusterConfig) -> None:
     each = f", each with {instances.describe(workers.instance_type)}"
     print(f"  workers: {workers.count} x {workers.instance_type}{each}")
     print(f"  /fsx: FSx for Lustre, {config.fsx.size_gb} GB, {config.fsx.throughput} MB/s for each TiB")
+    print("\n".join(f"    {line}" for line in checkpoint_lines(config)))
     print(f"  stack {config.stack_name}: the file system, a VPC, NAT gateway, role, bucket")
     if workers.count > 1 and instances.efa_devices(workers.instance_type) == 0:
         print(
@@ -80,6 +86,29 @@ def create(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     upload_script(aws, config, made.LifecycleBucket)
     ensure_cluster(aws, checked_request(config, made))
     print("ready; open a shell with: python cluster_setup/hyperpod.py connect")
+
+
+def checkpoint_lines(config: ClusterConfig) -> list[str]:
+    """What the largest model that the workers can train asks of /fsx: space, and time before a limit."""
+    gpus, fsx = instances.GPUS.get(config.workers.instance_type), config.fsx
+    memory = config.workers.count * gpus.count * gpus.memory_gb if gpus else 0
+    trainable = [name for name, size in SIZES.items() if size.training_gb < memory * SHARE_OF_STATE]
+    if not trainable:
+        return []
+    gb, speed = SIZES[trainable[-1]].checkpoint_gb, fsx.size_gb / 1024 * fsx.throughput
+    seconds, needed = 1000 * gb / speed, UNIREF50_GB + CHECKPOINTS * gb
+    lines = [
+        f"a checkpoint of {trainable[-1]}, the largest model for these workers: {gb:.0f} GB, {seconds:.0f} s "
+        f"at {speed:.0f} MB/s; with the data, {CHECKPOINTS} of them take {needed:.0f} GB"
+    ]
+    if needed > fsx.size_gb:
+        lines.append("note: that does not fit; raise fsx.size_gb")
+    if seconds > SIGNAL_SECONDS:
+        lines.append(
+            f"note: before a time limit it needs more than {SIGNAL_SECONDS} s: raise fsx.throughput, or "
+            f"sbatch --signal=B:USR1@{2 * seconds:.0f}"
+        )
+    return lines
 
 
 def status(_: Namespace, config: ClusterConfig, aws: Aws) -> None:

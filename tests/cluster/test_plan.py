@@ -16,6 +16,7 @@ from esm2_hyperpod.cluster.instances import has_gpu, is_arm
 from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
 from esm2_hyperpod.cluster.schema import accepted_types, request_problems, sagemaker_model
 from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.sizes import MB_PER_SECOND
 
 SETUP = ROOT / "cluster_setup"
 SHIPPED = yaml.safe_load((SETUP / "cluster.yaml").read_text())
@@ -175,6 +176,22 @@ def test_plan_tells_what_will_exist_and_bill_and_what_it_does_not_know(hyperpod)
     for part in ("2 x ml.g5.24xlarge, each with 4 x A10G 24 GB, 70 dense", "FSx for Lustre, 1200 GB"):
         assert part in output
     assert "quota 'ml.g5.24xlarge for cluster usage' of 2 or more" in output
+    assert (
+        "a checkpoint of 3B, the largest model for these workers: 34 GB, 116 s at 293 MB/s; with the "
+        in output
+    )
+    assert "4 of them take 196 GB" in output and "does not fit" not in output
+    fsx = checked_config(SETUP / "cluster.yaml").fsx
+    assert fsx.size_gb / 1024 * fsx.throughput == pytest.approx(MB_PER_SECOND, abs=1)
+
+
+def test_plan_says_where_a_checkpoint_takes_too_long(tmp_path, hyperpod):
+    changes = {"workers.instance_type": "ml.p5.48xlarge", "fsx.throughput": 125}
+    output = hyperpod("plan", "--config", planted(tmp_path, changes)).out
+    assert "a checkpoint of 15B, the largest model for these workers: 182 GB, 1239 s at 146 MB/s" in output
+    assert "sbatch --signal=B:USR1@2479" in output
+    none = hyperpod("plan", "--config", planted(tmp_path, {"workers.count": 0})).out
+    assert "a checkpoint" not in none
     assert "prices not filled in: ml.m5.xlarge, ml.g5.24xlarge" in output
 
 
