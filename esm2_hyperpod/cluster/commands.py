@@ -10,7 +10,7 @@ from typing import Any
 
 from esm2_hyperpod.cluster import instances
 from esm2_hyperpod.cluster.aws import Aws
-from esm2_hyperpod.cluster.billing import cost_table, load_prices
+from esm2_hyperpod.cluster.billing import cost_table
 from esm2_hyperpod.cluster.checks import checked_request, instance_counts, preflight
 from esm2_hyperpod.cluster.cluster import (
     change_workers,
@@ -42,8 +42,8 @@ _INSTALL = {
 }
 
 
-def plan(arguments: Namespace, config: ClusterConfig) -> None:
-    """Print what will exist, what will bill, and what only AWS can confirm."""
+def plan(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
+    """Print what will exist, what will bill, and what only AWS can confirm; asks AWS for prices only."""
     if arguments.json:
         print(json.dumps(create_cluster_request(config, example_outputs(config)), indent=2))
         return
@@ -62,7 +62,7 @@ def plan(arguments: Namespace, config: ClusterConfig) -> None:
             f"note: {workers.instance_type} has no EFA: {workers.count} nodes will exchange gradients slowly"
         )
     print("\nUSD an hour; traffic, requests and logs also bill, by use")
-    print("\n".join(cost_table(config, load_prices(arguments.prices, config.region))))
+    print("\n".join(cost_table(aws, arguments.prices, config)))
     print("\n`create` first checks these with AWS; a new account often has quotas of 0")
     for instance_type, count in instance_counts(config).items():
         print(f"  quota '{instances.quota_name(instance_type)}' of {count} or more")
@@ -75,7 +75,7 @@ def create(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     if cluster is None:
         preflight(aws, config)
     print("USD an hour")
-    print("\n".join(cost_table(config, load_prices(arguments.prices, config.region))))
+    print("\n".join(cost_table(aws, arguments.prices, config)))
     if arguments.dry_run:
         for name, there in ((f"stack {config.stack_name}", stack), (f"cluster {config.name}", cluster)):
             print(f"{name}: {'exists, would be kept' if there else 'would be made'}")

@@ -13,6 +13,7 @@ from helpers import cluster_moto
 from helpers.commands import ROOT, run
 
 from esm2_hyperpod.cluster import aws as aws_module
+from esm2_hyperpod.cluster import billing
 
 # Making clients anew for each command takes longer than the rest of it.
 shared_aws = functools.cache(aws_module.Aws)
@@ -65,6 +66,8 @@ def _start_over(server):
 def hyperpod(server, hyperpod, monkeypatch):
     """hyperpod.py with the server as its AWS, and the clients of the commands before."""
     monkeypatch.setattr(aws_module, "Aws", shared_aws)
+    # moto has no price list; every unit of everything costs a dollar here.
+    monkeypatch.setattr(billing, "current_prices", lambda aws, keys: (dict.fromkeys(keys, 1.0), "today", []))
 
     def on_server(command, *arguments, code=0):
         return hyperpod(command, "--endpoint_url", server.address, *arguments, code=code)

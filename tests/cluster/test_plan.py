@@ -1,10 +1,13 @@
 """`hyperpod.py plan` on the shipped cluster.yaml and on every mistake we could think of."""
 
 import copy
+import datetime
 import json
+import re
 
 import pytest
 import yaml
+from botocore.client import BaseClient
 from botocore.validate import ParamValidator
 from helpers.commands import ROOT
 from hypothesis import given, settings
@@ -192,7 +195,83 @@ def test_plan_says_where_a_checkpoint_takes_too_long(tmp_path, hyperpod):
     assert "sbatch --signal=B:USR1@2479" in output
     none = hyperpod("plan", "--config", planted(tmp_path, {"workers.count": 0})).out
     assert "a checkpoint" not in none
-    assert "prices not filled in: ml.m5.xlarge, ml.g5.24xlarge" in output
+
+
+def test_plan_without_a_login_says_which_call_would_give_each_price(hyperpod):
+    output = hyperpod("plan").out
+    assert "prices not read: no AWS credentials on this machine" in output and "?" not in output
+    assert (
+        "ml.g5.24xlarge: aws pricing get-products --region us-east-1 --service-code AmazonSageMaker "
+        "--filters Type=TERM_MATCH,Field=regionCode,Value=us-west-2 "
+        "Type=CONTAINS,Field=usagetype,Value=Cluster:ml.g5.24xlarge" in output
+    )
+    assert len(re.findall(r"^  \S+: aws pricing get-products", output, re.M)) == 5  # each thing that bills
+
+
+def product(usage_type, *usd, **attributes):
+    """One entry of GetProducts' PriceList, as text in JSON."""
+    dimensions = {str(n): {"unit": "Hrs", "pricePerUnit": {"USD": price}} for n, price in enumerate(usd)}
+    return json.dumps({
+        "product": {"attributes": {"usagetype": usage_type, **attributes}},
+        "terms": {"OnDemand": {"term": {"priceDimensions": dimensions}}},
+    })  # fmt: skip
+
+
+FSX = {"fileSystemType": "Lustre", "storageType": "SSD", "throughputCapacity": "250"}
+PRICE_LIST = {
+    "Cluster:ml.m5.xlarge": [product("USW2-Cluster:ml.m5.xlarge", "0.2500000000")],
+    "Cluster:ml.g5.24xlarge": [
+        product("USW2-Cluster:ml.g5.24xlarge", "10.0000000000"),
+        product("USW2-Cluster:ml.g5.24xlarge-Reserved", "7.0000000000"),
+    ],
+    "Lustre": [product("USW2-Storage.SSD.250", "0.2190000000", **FSX),
+               product("USW2-Storage.SSD.2500", "9", **FSX | {"throughputCapacity": "2500"})],
+    "NatGateway-Hours": [product("USW2-NatGateway-Hours", "0.0450000000"),
+                         product("USW2-RegionalNatGateway-Hours", "0.9")],
+    "PublicIPv4:InUseAddress": [product("USW2-PublicIPv4:InUseAddress", "0", "0.0050000000")],
+}  # fmt: skip
+
+
+@pytest.fixture
+def price_list(monkeypatch):
+    """AWS's price list, with a login; counts the questions."""
+    asked = []
+
+    def make_call(_, operation, arguments):
+        assert operation == "GetProducts" and arguments["Filters"][0]["Value"] == "us-west-2"
+        asked.append(arguments["Filters"][1]["Value"])
+        return {"PriceList": PRICE_LIST[asked[-1]]}
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", make_call)
+    return asked
+
+
+def test_plan_sums_the_prices_of_aws_and_remembers_them(price_list, tmp_path, hyperpod):
+    output = hyperpod("plan").out
+    # 2 x 10 + 0.25 + 1200 x 0.219 / 730 + 0.045 + 0.005
+    assert "20.660  USD an hour, 495.84 a day while all of it exists" in output and "not known" not in output
+    assert f"prices: AWS's price list, read on {datetime.date.today()}" in output
+    assert len(price_list) == 5 and hyperpod("plan").out == output and len(price_list) == 5
+    # the file stands above the list
+    discount = hyperpod("plan", "--prices", priced(tmp_path, usd={"ml.g5.24xlarge": 8})).out
+    assert "16.660  USD an hour" in discount and "made up, read on today; AWS's price list" in discount
+    old = (datetime.date.today() - datetime.timedelta(days=8)).isoformat()
+    (cache,) = tmp_path.glob("cache/esm2_hyperpod/prices-us-west-2.json")
+    cache.write_text(cache.read_text().replace(str(datetime.date.today()), old))
+    assert hyperpod("plan").out == output and len(price_list) == 10  # a week is over
+    cache.write_text("{broken")
+    assert hyperpod("plan").out == output and len(price_list) == 15
+
+
+def test_a_price_that_is_not_clear_is_not_taken(price_list, monkeypatch, hyperpod):
+    several = [product("USW2-Cluster:ml.g5.24xlarge", "10"), product("USW2-Cluster:ml.g5.24xlarge", "11")]
+    monkeypatch.setitem(PRICE_LIST, "Cluster:ml.g5.24xlarge", several)
+    output = hyperpod("plan").out
+    assert (
+        "not known  workers" in output
+        and "15.84 a day while all of it exists, and what is not known" in output
+    )
+    assert output.count("aws pricing get-products") == 1
 
 
 def priced(tmp_path, **changes):
@@ -208,7 +287,7 @@ def priced(tmp_path, **changes):
 def test_plan_sums_the_prices_it_is_given(tmp_path, hyperpod):
     output = hyperpod("plan", "--prices", priced(tmp_path)).out
     # 2 nodes at 10 an hour; 1,200 GB at 0.73 a month of 730 hours are 1.2 an hour
-    assert "21.200  USD an hour, 508.80 a day" in output and "read on today from made up" in output
+    assert "21.200  USD an hour, 508.80 a day" in output and "prices: made up, read on today" in output
 
 
 @pytest.mark.parametrize(
