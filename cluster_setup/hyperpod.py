@@ -46,9 +46,9 @@ def parse_arguments() -> argparse.Namespace:
     plan.add_argument("--json", action="store_true", help="print the CreateCluster request instead")
     create = add("create", "make network, storage and cluster; resume if interrupted", True)
     create.set_defaults(template=HERE / "network_and_storage.yaml")
-    for command in (plan, create):
+    status = add("status", "print the cluster's state, which workers idle, why any failed, and the cost")
+    for command in (plan, create, status):
         command.add_argument("--prices", type=Path, default=HERE / "prices.yaml", help="default: %(default)s")
-    add("status", "print the cluster's state, its nodes, and why any failed")
     connect = add("connect", "open a shell on the login node, else on the controller", True)
     connect.add_argument("--node", help="an instance id or a group (controller, login, workers) instead")
     scaling = add("scale", "change the number of workers", True)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from esm2_hyperpod.cluster.aws import Aws
 from esm2_hyperpod.cluster.config import ClusterConfig, read_yaml
@@ -51,6 +52,22 @@ def billed_items(config: ClusterConfig) -> list[Item]:
     ]
 
 
+def items_there(
+    config: ClusterConfig, cluster: dict[str, Any] | None, resources: dict[str, str]
+) -> list[Item]:
+    """What of `billed_items` exists in AWS: the cluster's nodes of now, and the stack's resources."""
+    items = []
+    for group in cluster["InstanceGroups"] if cluster else []:
+        items.append(Item(group["InstanceGroupName"], group["InstanceType"], group["CurrentCount"]))
+        for storage in group.get("InstanceStorageConfigs", []):
+            if size := storage.get("EbsVolumeConfig", {}).get("VolumeSizeInGB"):
+                what = f"disks of {group['InstanceGroupName']}"
+                items.append(Item(what, "ebs_gb_month", group["CurrentCount"] * size))
+    needs = {"FSx for Lustre": "FileSystem", "NAT gateway": "NatGateway"}
+    needs["public address of the NAT gateway"] = "NatAddress"
+    return items + [item for item in billed_items(config) if needs.get(item.what) in resources]
+
+
 def load_prices(path: Path, region: str) -> Prices:
     """The prices in `path`, which may be empty.
 
@@ -76,21 +93,21 @@ def load_prices(path: Path, region: str) -> Prices:
     return Prices(usd, source, str(read_on))
 
 
-def known_prices(aws: Aws, path: Path, config: ClusterConfig) -> tuple[Prices, list[str]]:
+def known_prices(aws: Aws, path: Path, config: ClusterConfig, items: list[Item]) -> tuple[Prices, list[str]]:
     """The prices in `path` and, for what it lacks, those of AWS's price list; and why some are missing."""
     written = load_prices(path, config.region)
-    missing = [item.price_key for item in billed_items(config) if item.price_key not in written.usd]
+    missing = [item.price_key for item in items if item.price_key not in written.usd]
     found, read_on, reasons = current_prices(aws, missing)
     sources = [f"{written.source}, read on {written.read_on}"] * bool(written.usd)
     sources += [f"AWS's price list, read on {read_on}"] * bool(found)
     return Prices(found | written.usd, "; ".join(sources), read_on), reasons
 
 
-def cost_table(aws: Aws, path: Path, config: ClusterConfig) -> list[str]:
+def cost_table(aws: Aws, path: Path, config: ClusterConfig, items: list[Item]) -> list[str]:
     """Lines that say what bills, its USD an hour, and the sum; what has no price comes with the question."""
-    prices, reasons = known_prices(aws, path, config)
+    prices, reasons = known_prices(aws, path, config, items)
     lines, total, questions = [], 0.0, []
-    for item in billed_items(config):
+    for item in items:
         unit = " GB" if item.price_key.endswith("_gb_month") else " x"
         if item.price_key in prices.usd:
             cost = item.usd_per_hour(prices.usd[item.price_key])

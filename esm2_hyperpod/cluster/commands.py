@@ -3,18 +3,16 @@
 import dataclasses
 import json
 import os
-import shutil
 import sys
 from argparse import Namespace
 from typing import Any
 
 from esm2_hyperpod.cluster import instances
 from esm2_hyperpod.cluster.aws import Aws
-from esm2_hyperpod.cluster.billing import cost_table
+from esm2_hyperpod.cluster.billing import billed_items, cost_table, items_there
 from esm2_hyperpod.cluster.checks import checked_request, instance_counts, preflight
 from esm2_hyperpod.cluster.cluster import (
     change_workers,
-    cluster_id,
     ensure_cluster,
     existing_cluster,
     failure_lines,
@@ -25,6 +23,13 @@ from esm2_hyperpod.cluster.config import ClusterConfig
 from esm2_hyperpod.cluster.removal import remove, take_inventory
 from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
 from esm2_hyperpod.cluster.rules import config_problems
+from esm2_hyperpod.cluster.sessions import (
+    choose_node,
+    idle_times,
+    missing_tool,
+    session_command,
+    session_target,
+)
 from esm2_hyperpod.cluster.stack import ensure_stack, find_stack, upload_script
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.sizes import SIZES
@@ -33,13 +38,6 @@ UNIREF50_GB = 60  # as CSV and Arrow
 CHECKPOINTS = 4  # three kept and the one being written
 SHARE_OF_STATE = 0.5  # the rest of the GPUs' memory is for activations
 SIGNAL_SECONDS = 840  # 3.train_fsdp.sh asks for 900, and Slurm's clock goes by the minute
-_INSTALL = {
-    "aws": "https://docs.aws.amazon.com/cli/latest/userguide/getting-started-install.html",
-    "session-manager-plugin": (
-        "https://docs.aws.amazon.com/systems-manager/latest/userguide/"
-        "session-manager-working-with-install-plugin.html"
-    ),
-}
 
 
 def plan(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
@@ -62,7 +60,7 @@ def plan(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
             f"note: {workers.instance_type} has no EFA: {workers.count} nodes will exchange gradients slowly"
         )
     print("\nUSD an hour; traffic, requests and logs also bill, by use")
-    print("\n".join(cost_table(aws, arguments.prices, config)))
+    print("\n".join(cost_table(aws, arguments.prices, config, billed_items(config))))
     print("\n`create` first checks these with AWS; a new account often has quotas of 0")
     for instance_type, count in instance_counts(config).items():
         print(f"  quota '{instances.quota_name(instance_type)}' of {count} or more")
@@ -75,7 +73,7 @@ def create(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     if cluster is None:
         preflight(aws, config)
     print("USD an hour")
-    print("\n".join(cost_table(aws, arguments.prices, config)))
+    print("\n".join(cost_table(aws, arguments.prices, config, billed_items(config))))
     if arguments.dry_run:
         for name, there in ((f"stack {config.stack_name}", stack), (f"cluster {config.name}", cluster)):
             print(f"{name}: {'exists, would be kept' if there else 'would be made'}")
@@ -111,8 +109,8 @@ def checkpoint_lines(config: ClusterConfig) -> list[str]:
     return lines
 
 
-def status(_: Namespace, config: ClusterConfig, aws: Aws) -> None:
-    """The cluster, its nodes, what went wrong, and what bills."""
+def status(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
+    """The cluster, its nodes, which workers idle, what went wrong, and what an hour costs."""
     cluster = find_cluster(aws, config.name)
     if cluster is None:
         print(f"cluster {config.name} in {config.region}: does not exist")
@@ -121,14 +119,30 @@ def status(_: Namespace, config: ClusterConfig, aws: Aws) -> None:
         for group in cluster["InstanceGroups"]:
             count = f"{group['CurrentCount']} of {group['TargetCount']} nodes"
             print(f"  {group['InstanceGroupName']}: {count}, {group['InstanceType']}")
-        nodes = list_nodes(aws, config.name)
-        for node in nodes:
-            state = node["InstanceStatus"]["Status"]
-            print(f"  {node['InstanceId']}  {node['InstanceGroupName']:<10}  {state}")
-        for line in failure_lines(aws, cluster, nodes):
-            print(f"  problem: {line}")
-    lines = take_inventory(aws, config).lines()
+        _print_nodes(aws, cluster)
+    found = take_inventory(aws, config)
+    lines = found.lines()
     _print_list("bills now:" if lines else "nothing bills", lines)
+    if items := items_there(config, found.cluster, found.resources):
+        print("USD an hour")
+        print("\n".join(cost_table(aws, arguments.prices, config, items)))
+
+
+def _print_nodes(aws: Aws, cluster: dict[str, Any]) -> None:
+    nodes = list_nodes(aws, cluster["ClusterName"])
+    idle, unknown = {}, None
+    if any(node["InstanceGroupName"] == "workers" for node in nodes):
+        idle, unknown = idle_times(aws, cluster, nodes)
+    for node in nodes:
+        state = node["InstanceStatus"]["Status"]
+        if node["InstanceId"] in idle and node["InstanceGroupName"] == "workers":
+            minutes = int(idle[node["InstanceId"]].total_seconds() // 60)
+            state += f", idle for {minutes // 60} h {minutes % 60} min: it bills"
+        print(f"  {node['InstanceId']}  {node['InstanceGroupName']:<10}  {state}")
+    if unknown:
+        print(f"  which workers idle is not known: {unknown}")
+    for line in failure_lines(aws, cluster, nodes):
+        print(f"  problem: {line}")
 
 
 def connect(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
@@ -137,15 +151,13 @@ def connect(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     Raises `UserError` if there is no such running node, or the tools for it are not installed.
     """
     cluster = existing_cluster(aws, config.name)
-    node = _choose(list_nodes(aws, config.name), arguments.node)
-    target = f"sagemaker-cluster:{cluster_id(cluster)}_{node['InstanceGroupName']}-{node['InstanceId']}"
-    command = ["aws", "ssm", "start-session", "--region", aws.region, "--target", target]
+    node = choose_node(list_nodes(aws, config.name), arguments.node)
+    command = session_command(aws, session_target(cluster, node))
     if arguments.dry_run:
         print(" ".join(command))
         return
-    for tool, address in _INSTALL.items():
-        if shutil.which(tool) is None:
-            raise UserError(f"{tool} is not installed; get it from {address}")
+    if missing := missing_tool():
+        raise UserError(missing)
     os.execvp(command[0], command)
 
 
@@ -157,7 +169,12 @@ def scale(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
         raise UserError("; ".join(problems))
     preflight(aws, wanted)
     change_workers(aws, config.name, arguments.count, arguments.dry_run)
-    if arguments.count != config.workers.count and not arguments.dry_run:
+    if arguments.dry_run:
+        return
+    if arguments.count == 0:
+        back = f"hyperpod.py scale --count {config.workers.count or 1}"
+        print(f"no worker bills; all else still does (hyperpod.py status); get workers back with: {back}")
+    elif arguments.count != config.workers.count:
         print(f"also write workers.count: {arguments.count} into {arguments.config}")
 
 
@@ -192,13 +209,3 @@ def confirm(warning: str, arguments: Namespace) -> None:
 
 def _print_list(headline: str, lines: list[str]) -> None:
     print(headline, *(f"  {line}" for line in lines), sep="\n")
-
-
-def _choose(nodes: list[dict[str, Any]], wanted: str | None) -> dict[str, Any]:
-    running = [node for node in nodes if node["InstanceStatus"]["Status"] == "Running"]
-    for choice in [wanted] if wanted else ["login", "controller"]:
-        for node in running:
-            if choice in (node["InstanceId"], node["InstanceGroupName"]):
-                return node
-    there = ", ".join(f"{node['InstanceGroupName']} {node['InstanceId']}" for node in running) or "none"
-    raise UserError(f"no running node {wanted or 'login or controller'}; running nodes: {there}")

@@ -11,6 +11,7 @@ import yaml
 from botocore.client import BaseClient
 from helpers import cluster_moto
 from helpers.commands import ROOT, run
+from moto.sagemaker.models import ClusterNode
 
 from esm2_hyperpod.cluster import aws as aws_module
 from esm2_hyperpod.cluster import billing
@@ -113,8 +114,46 @@ def test_status_says_what_is_there_and_what_bills(aws_with_cluster, hyperpod):
     assert "cluster esm2 in us-west-2: InService" in there
     assert "workers: 2 of 2 nodes, ml.g5.24xlarge" in there
     assert len(re.findall(r"^  \S+  (controller|workers) +Running$", there, re.M)) == 3
+    # a dollar for each of 3 nodes, gateway and address an hour, and for each of 1200 GB a month of 730 hours
+    assert "6.644  USD an hour" in there
     for bill in ("2 x ml.g5.24xlarge", "FSx for Lustre file system", "NAT gateway", "public address"):
         assert bill in there.partition("bills now:")[2]
+
+
+SCONTROL = """\
+
+Starting session with SessionId: me-0123
+2026-11-21T20:40:07\r
+NodeName=ip-10-1-0-5 Arch=x86_64 State=IDLE LastBusyTime=2026-11-21T17:10:00 CfgTRES=cpu=1\r
+NodeName=ip-10-1-0-6 Arch=x86_64 State=ALLOCATED LastBusyTime=2026-11-21T17:10:00 CfgTRES=cpu=1\r
+Exiting session with sessionId: me-0123.
+"""
+
+
+def test_status_says_which_workers_idle_and_for_how_long(aws_with_cluster, hyperpod, monkeypatch, tmp_path):
+    """moto's nodes have no host name."""
+    described = {"workers-0": "ip-10-1-0-5", "workers-1": "ip-10-1-0-6", "controller-0": "ip-10-1-0-4"}
+    summary = ClusterNode.summary
+    monkeypatch.setattr(ClusterNode, "summary", lambda node: summary(node) | {
+        "PrivateDnsHostname": f"{described[node.instance_id]}.us-west-2.compute.internal"})  # fmt: skip
+    for tool, text in (("aws", f"echo \"$*\" >{tmp_path}/asked; cat {tmp_path}/answer"),
+                       ("session-manager-plugin", "")):  # fmt: skip
+        (tmp_path / tool).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    (tmp_path / "answer").write_text(SCONTROL)
+    there = hyperpod("status").out
+    assert "workers-0  workers     Running, idle for 3 h 30 min: it bills\n" in there
+    assert "workers-1  workers     Running\n" in there
+    assert "_controller-controller-0 --document-name AWS-StartNonInteractiveCommand" in (
+        tmp_path / "asked").read_text()  # fmt: skip
+    (tmp_path / "answer").write_text("An error occurred (TargetNotConnected)\n")
+    there = hyperpod("status").out
+    assert (
+        "which workers idle is not known: the controller's Slurm did not answer: An error occurred" in there
+    )
+    (tmp_path / "aws").unlink()
+    assert "which workers idle is not known: aws is not installed; get it from" in hyperpod("status").out
 
 
 def test_a_mistake_that_matters_to_creation_only_does_not_stand_in_the_way_of_removal(
@@ -283,6 +322,7 @@ def test_a_life_interrupted_at_every_call_makes_nothing_twice_and_leaves_nothing
         assert [group["TargetCount"] for group in groups] == [1, int(count)]
         assert set(kinds().values()) == {1}  # without workers cluster, network and data stay
         assert f"{count} x ml.g5.24xlarge (workers)" in hyperpod("status").out
+        assert "USD an hour" in hyperpod("status").out
     calls["delete"] = run_interrupted_at_every_call(hyperpod, interrupt, "delete", "--yes")
     assert set(kinds().values()) == {0}, kinds()
     assert "nothing bills" in hyperpod("status").out
