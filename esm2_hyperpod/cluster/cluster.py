@@ -69,7 +69,7 @@ def ensure_cluster(aws: Aws, request: dict[str, Any]) -> None:
 
 def change_workers(aws: Aws, name: str, count: int, dry_run: bool) -> None:
     """Set the number of workers. Everything else about the group is sent as AWS describes it."""
-    group = _group(existing_cluster(aws, name), "workers")
+    group = find_group(existing_cluster(aws, name), "workers")
     current = group["TargetCount"]
     if current == count:
         print(f"cluster {name} already has {count} workers")
@@ -173,7 +173,8 @@ def _observe_deletion(aws: Aws, name: str) -> tuple[str, bool]:
     return f"cluster {name}: {cluster['ClusterStatus']}", False
 
 
-def _group(cluster: dict[str, Any], name: str) -> dict[str, Any]:
+def find_group(cluster: dict[str, Any], name: str) -> dict[str, Any]:
+    """One of DescribeCluster's groups; raises `UserError` if there is none of that name."""
     groups = {group["InstanceGroupName"]: group for group in cluster["InstanceGroups"]}
     if name not in groups:
         raise UserError(f"cluster {cluster['ClusterName']}: has no group {name!r}, only {', '.join(groups)}")
@@ -189,7 +190,7 @@ def _check_same_groups(cluster: dict[str, Any], request: dict[str, Any]) -> None
             "back, or remove the cluster with `hyperpod.py delete --keep_stack` and create it again"
         )
     wanted = {g["InstanceGroupName"]: g["InstanceCount"] for g in request["InstanceGroups"]}["workers"]
-    current = _group(cluster, "workers")["TargetCount"]
+    current = find_group(cluster, "workers")["TargetCount"]
     if current != wanted:
         print(f"it has {current} workers, cluster.yaml asks for {wanted}: change it with hyperpod.py scale")
 

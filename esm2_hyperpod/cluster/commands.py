@@ -10,16 +10,18 @@ from typing import Any
 from esm2_hyperpod.cluster import instances
 from esm2_hyperpod.cluster.aws import Aws
 from esm2_hyperpod.cluster.billing import billed_items, cost_table, items_there
-from esm2_hyperpod.cluster.checks import checked_request, instance_counts, preflight
+from esm2_hyperpod.cluster.checks import checked_request, preflight
 from esm2_hyperpod.cluster.cluster import (
     change_workers,
     ensure_cluster,
     existing_cluster,
     failure_lines,
     find_cluster,
+    find_group,
     list_nodes,
 )
 from esm2_hyperpod.cluster.config import ClusterConfig
+from esm2_hyperpod.cluster.quotas import IN_ALL_CLUSTERS, IN_ONE_CLUSTER, instance_counts
 from esm2_hyperpod.cluster.removal import remove, take_inventory
 from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
 from esm2_hyperpod.cluster.rules import config_problems
@@ -64,6 +66,9 @@ def plan(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     print("\n`create` first checks these with AWS; a new account often has quotas of 0")
     for instance_type, count in instance_counts(config).items():
         print(f"  quota '{instances.quota_name(instance_type)}' of {count} or more")
+    for quota in (IN_ONE_CLUSTER, IN_ALL_CLUSTERS):
+        print(f"  quota '{quota}' of {sum(instance_counts(config).values())} or more")
+    print("  quotas for one more VPC, internet gateway, NAT gateway and Elastic IP")
     print(f"  {', '.join(instance_counts(config))} offered in {config.availability_zone}")
 
 
@@ -71,7 +76,7 @@ def create(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     """Stack, set-up script, cluster: each is made only if it does not exist yet."""
     cluster, stack = find_cluster(aws, config.name), find_stack(aws, config.stack_name)
     if cluster is None:
-        preflight(aws, config)
+        preflight(aws, config, with_network=stack is None)
     print("USD an hour")
     print("\n".join(cost_table(aws, arguments.prices, config, billed_items(config))))
     if arguments.dry_run:
@@ -167,7 +172,8 @@ def scale(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     wanted = dataclasses.replace(config, workers=workers)
     if problems := config_problems(wanted):
         raise UserError("; ".join(problems))
-    preflight(aws, wanted)
+    group = find_group(existing_cluster(aws, config.name), "workers")
+    preflight(aws, wanted, workers=group["CurrentCount"])
     change_workers(aws, config.name, arguments.count, arguments.dry_run)
     if arguments.dry_run:
         return

@@ -50,6 +50,14 @@ class Fsx:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """Whom AWS tells when the account's month costs too much."""
+
+    email: str
+    usd_per_month: int
+
+
+@dataclass(frozen=True)
 class Options:
     """What most people leave unchanged; `cluster.yaml` says what each does."""
 
@@ -73,6 +81,7 @@ class ClusterConfig:
     controller: Controller = field(default_factory=Controller)
     login: Login | None = None
     fsx: Fsx = field(default_factory=Fsx)
+    budget: Budget | None = None
     options: Options = field(default_factory=Options)
     folder: Path = field(default=Path(), metadata={"from_file": False})
 

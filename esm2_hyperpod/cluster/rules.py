@@ -28,7 +28,7 @@ PRIVATE_RANGES = [ipaddress.ip_network(r) for r in ("10.0.0.0/8", "172.16.0.0/12
 
 def config_problems(config: ClusterConfig) -> list[str]:
     """Every mistake in a configuration whose names and types are right."""
-    checks = (_name, _place, _machines, _storage, _addresses, _lifecycle_script, _arns, _tags)
+    checks = (_name, _place, _machines, _storage, _addresses, _lifecycle_script, _arns, _tags, _budget)
     return [line for check in checks for line in check(config)]
 
 
@@ -198,3 +198,15 @@ def _tags(config: ClusterConfig) -> list[str]:
         for key, value in config.options.tags.items()
         if key.lower().startswith("aws:")
     ]
+
+
+def _budget(config: ClusterConfig) -> list[str]:
+    problems = []
+    if budget := config.budget:
+        if not re.fullmatch(r"[^@\s]+@[^@\s]+\.[^@\s]+", budget.email):
+            wrong, remedy = "is not an e-mail address", "write one such as you@example.org"
+            problems.append(problem("budget.email", budget.email, wrong, remedy))
+        if budget.usd_per_month < 1:
+            wrong, remedy = "is not an amount", "write whole USD, such as 500"
+            problems.append(problem("budget.usd_per_month", budget.usd_per_month, wrong, remedy))
+    return problems

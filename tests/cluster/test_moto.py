@@ -14,7 +14,7 @@ from helpers.commands import ROOT, run
 from moto.sagemaker.models import ClusterNode
 
 from esm2_hyperpod.cluster import aws as aws_module
-from esm2_hyperpod.cluster import billing
+from esm2_hyperpod.cluster import billing, quotas
 
 # Making clients anew for each command takes longer than the rest of it.
 shared_aws = functools.cache(aws_module.Aws)
@@ -231,6 +231,37 @@ def test_a_quota_too_low_stops_before_anything_is_made(aws, hyperpod):
     assert "quota 'ml.g5.24xlarge for cluster usage' = 0.0: the cluster needs 2" in result.error
     assert "--quota-code L-1 --desired-value 2 --region us-west-2" in result.error
     assert stacks(aws) == []
+
+
+def test_quotas_are_those_that_others_have_left(aws, hyperpod, monkeypatch, tmp_path):
+    """AWS's defaults count where the account has no value of its own; so do other clusters and networks."""
+    sagemaker, ec2 = cluster_moto.client("sagemaker", aws), cluster_moto.client("ec2", aws)
+    group = {
+        "InstanceGroupName": "theirs", "InstanceType": "ml.g5.24xlarge", "InstanceCount": 3,
+        "LifeCycleConfig": {"SourceS3Uri": "s3://sagemaker-x/y", "OnCreate": "z"},
+        "ExecutionRole": "arn:aws:iam::123456789012:role/theirs",
+    }  # fmt: skip
+    sagemaker.create_cluster(ClusterName="other", InstanceGroups=[group])
+    monkeypatch.setitem(cluster_moto.DEFAULT_QUOTAS, quotas.IN_ALL_CLUSTERS, 5.0)
+    monkeypatch.setitem(cluster_moto.DEFAULT_QUOTAS, "VPCs per Region", 1.0)
+    monkeypatch.delitem(cluster_moto.DEFAULT_QUOTAS, "EC2-VPC Elastic IPs")
+    config = yaml.safe_load(CONFIG.read_text())
+    config["workers"]["local_disk_gb"] = 2000
+    config["options"]["on_init_complete"] = None
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
+    result = hyperpod("create", "--yes", "--config", tmp_path / "cluster.yaml", code=1)
+    assert "quota 'EC2-VPC Elastic IPs': not checked: AWS lists no such quota here" in result.out
+    for line in (
+        "quota 'ml.g5.24xlarge for cluster usage' = 4.0: the cluster needs 2, 3 more are in use; ask",
+        f"quota '{quotas.IN_ALL_CLUSTERS}' = 5.0: the cluster needs 3, 3 more are in use",
+        f"quota '{quotas.DISK}' = 1024.0: the cluster needs 2000;",
+        "quota 'VPCs per Region' = 1.0: the cluster needs 1, 1 more are in use; ask for more: aws "
+        "service-quotas request-service-quota-increase --service-code vpc --quota-code L-1 "
+        "--desired-value 2 --region us-west-2",
+    ):
+        assert line in result.error
+    assert result.error.count("quota '") == 4 and stacks(aws) == []
+    assert len(ec2.describe_vpcs()["Vpcs"]) == 1
 
 
 def test_a_zone_without_the_machines_is_refused_with_the_zones_that_have_them(aws, hyperpod, tmp_path):

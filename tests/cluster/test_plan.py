@@ -106,6 +106,9 @@ PLANTED = [
     ({"options.tags": {f"k{n}": "v" for n in range(51)}}, "options.tags", "at most 50"),
     ({"options.tags": {"a;b": "c"}}, "options.tags", "match"),
     ({"options": None}, "options", "must be a mapping"),
+    ({"budget": {"email": "me", "usd_per_month": 5}}, "budget.email", "you@example.org"),
+    ({"budget": {"email": "me@here.org", "usd_per_month": 0}}, "budget.usd_per_month", "such as 500"),
+    ({"budget": {"email": "me@here.org"}}, "budget.usd_per_month", "it has no default"),
 ]  # fmt: skip
 
 
@@ -428,6 +431,7 @@ def changes_to_every_field(draw):
         "workers.instance_type": st.sampled_from([kind for kind in X86 if has_gpu(kind)]),
         "workers.count": st.integers(0, 900),
         "workers.local_disk_gb": st.none() | st.integers(1, 16384),
+        "budget": st.none() | st.just({"email": "me@here.org", "usd_per_month": 100}),
         "workers.training_plan_arn": st.sampled_from([None, PLAN_ARN.replace("us-east-1", region)]),
         "controller.instance_type": WITHOUT_GPU,
         "login": st.none() | st.fixed_dictionaries({"instance_type": WITHOUT_GPU}),

@@ -13,6 +13,7 @@ from esm2_hyperpod.cluster import cluster, stack
 from esm2_hyperpod.cluster.aws import Aws, readable_errors
 from esm2_hyperpod.cluster.checks import checked_config, preflight
 from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
+from esm2_hyperpod.cluster.training_plan import training_plan_problems
 from esm2_hyperpod.errors import UserError
 
 CONFIG = checked_config(ROOT / "cluster_setup" / "cluster.yaml")
@@ -304,13 +305,67 @@ def test_a_stack_that_will_not_go_says_why_and_that_it_bills(aws):
         stack.delete_stack(aws, "esm2-hyperpod")
 
 
-def test_a_quota_that_may_not_be_read_is_said_and_does_not_stop(aws, capsys):
+def test_what_may_not_be_read_is_said_and_does_not_stop(aws, capsys):
     offer = {"InstanceTypeOfferings": [{"Location": "us-west-2b"}]}
     aws.stubs["ec2"].add_response("describe_instance_type_offerings", offer)
-    aws.stubs["ec2"].add_response("describe_instance_type_offerings", offer)
-    aws.stubs["service-quotas"].add_client_error("list_service_quotas", "AccessDeniedException")
+    aws.stubs["ec2"].add_client_error("describe_instance_type_offerings", "UnauthorizedOperation")
+    for _ in range(4):  # two types, and the nodes of one and of all clusters
+        aws.stubs["service-quotas"].add_client_error("list_service_quotas", "AccessDeniedException")
     preflight(aws, CONFIG)
-    assert capsys.readouterr().out == "cannot check quotas: ListServiceQuotas: AccessDeniedException\n"
+    zone, *quotas = capsys.readouterr().out.splitlines()
+    assert zone == "the zone: not checked: DescribeInstanceTypeOfferings: UnauthorizedOperation"
+    assert quotas[0] == (
+        "quota 'ml.g5.24xlarge for cluster usage': not checked: ListServiceQuotas: AccessDeniedException"
+    )
+    assert len(quotas) == 4
+
+
+PLAN = {
+    "TrainingPlanArn": "arn:aws:sagemaker:us-west-2:123456789012:training-plan/ours-in-january",
+    "TrainingPlanName": "ours-in-january", "Status": "Active", "TargetResources": ["hyperpod-cluster"],
+    "StartTime": NOW, "EndTime": NOW.replace(year=2100), "AvailableInstanceCount": 2,
+    "ReservedCapacitySummaries": [{
+        "ReservedCapacityArn": "arn:aws:sagemaker:us-west-2:123456789012:reserved-capacity/abcdefgh",
+        "InstanceType": "ml.p5.48xlarge", "AvailabilityZone": "us-west-2b", "TotalInstanceCount": 2,
+        "Status": "Active"}],
+}  # fmt: skip
+CAPACITY = PLAN["ReservedCapacitySummaries"][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({}, None),
+        ({"Status": "Scheduled", "StartTime": NOW.replace(year=2099)}, None),
+        ({"Status": "Expired"}, "is Expired; choose another plan"),
+        ({"Status": "Failed", "StatusMessage": "payment failed"}, "is Failed (payment failed)"),
+        ({"EndTime": NOW}, "ended on 2026-01-02"),
+        ({"TargetResources": ["training-job"]}, "was bought for training-job, not for hyperpod-cluster"),
+        ({"AvailableInstanceCount": 1}, "has 1 nodes for this cluster, 2 are asked for; set workers.count"),
+        ({"ReservedCapacitySummaries": [CAPACITY | {"InstanceType": "ml.p4d.24xlarge"}]},
+         "reserves ml.p4d.24xlarge, not ml.p5.48xlarge; set workers.instance_type: ml.p4d.24xlarge"),
+        ({"ReservedCapacitySummaries": [CAPACITY | {"AvailabilityZone": "us-west-2a"}]},
+         "is in us-west-2a; set availability_zone: us-west-2a"),
+        (None, "there is no such training plan in us-west-2"),
+    ],
+)  # fmt: skip
+def test_a_training_plan_is_looked_up_before_anything_is_made(aws, capsys, changes, wrong):
+    workers = dataclasses.replace(
+        CONFIG.workers, instance_type="ml.p5.48xlarge", training_plan_arn=PLAN["TrainingPlanArn"]
+    )
+    stub, asked = aws.stubs["sagemaker"], {"TrainingPlanName": "ours-in-january"}
+    if changes is None:
+        stub.add_client_error("describe_training_plan", "ResourceNotFound")
+    else:
+        stub.add_response("describe_training_plan", PLAN | changes, asked)
+    problems = training_plan_problems(aws, dataclasses.replace(CONFIG, workers=workers))
+    assert [wrong in line for line in problems] == [True] * bool(wrong), problems
+    output = capsys.readouterr().out
+    if changes == {}:
+        assert (
+            output == "training plan ours-in-january: Active, 2026-01-02 03:04 UTC to 2100-01-02 03:04 UTC\n"
+        )
+    assert ("it has not begun; the workers come on 2099-01-02" in output) == ("StartTime" in (changes or {}))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The CloudFormation template and the request, judged by cfn-lint; the role, judged by IAM's own tables."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from cfnlint.api import ManualArgs, lint
 from helpers.commands import ROOT
 
 from esm2_hyperpod.cluster.checks import checked_config
+from esm2_hyperpod.cluster.config import Budget
 from esm2_hyperpod.cluster.request import StackOutputs, create_cluster_request, example_outputs
 from esm2_hyperpod.cluster.rules import subnets
-from esm2_hyperpod.cluster.stack import parameters
+from esm2_hyperpod.cluster.stack import CHANGEABLE, parameters
 
 TEXT = (ROOT / "cluster_setup" / "network_and_storage.yaml").read_text()
 TEMPLATE = cfnlint.decode.cfn_yaml.loads(TEXT)
@@ -51,6 +53,17 @@ def test_the_template_and_the_code_agree():
     assert set(TEMPLATE["Outputs"]) == set(StackOutputs.__dataclass_fields__)
     defaults = {name: str(p["Default"]) for name, p in TEMPLATE["Parameters"].items() if "Default" in p}
     assert {name: parameters(CONFIG)[name] for name in defaults} == defaults
+
+
+def test_a_budget_is_made_only_for_an_address():
+    budget = RESOURCES["Budget"]
+    assert TEMPLATE["Parameters"]["BudgetEmail"]["Default"] == "" and budget["Condition"] == "HasBudget"
+    subscribers = budget["Properties"]["NotificationsWithSubscribers"]
+    assert all(n["Subscribers"] == [{"SubscriptionType": "EMAIL", "Address": {"Ref": "BudgetEmail"}}]
+               for n in subscribers)  # fmt: skip
+    asked = dataclasses.replace(CONFIG, budget=Budget("me@here.org", 500))
+    assert parameters(asked)["BudgetEmail"] == "me@here.org" and parameters(asked)["BudgetUsd"] == "500"
+    assert {"BudgetEmail", "BudgetUsd"} <= CHANGEABLE.keys()
 
 
 @pytest.mark.parametrize(

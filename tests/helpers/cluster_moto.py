@@ -25,6 +25,16 @@ from moto.servicequotas.responses import ServiceQuotasResponse
 
 REGION = "us-west-2"
 QUOTAS: dict[str, float] = {}
+# What Service Quotas lists only among AWS's defaults, as in an account that has never asked for more.
+DEFAULT_QUOTAS = {
+    "Maximum number instances allowed per SageMaker HyperPod cluster": 20.0,
+    "Total number of instances allowed across SageMaker HyperPod clusters": 20.0,
+    "Maximum size of EBS volume in GB for a SageMaker HyperPod cluster instance": 1024.0,
+    "VPCs per Region": 5.0,
+    "Internet gateways per Region": 5.0,
+    "NAT gateways per Availability Zone": 5.0,
+    "EC2-VPC Elastic IPs": 5.0,
+}
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",
     "AWS_SECRET_ACCESS_KEY": "testing",
@@ -91,9 +101,12 @@ class StackFileSystem(FileSystem, CloudFormationModel):
         del fsx_backends[account_id][region].file_systems[self.file_system_id]
 
 
-def _list_service_quotas(self):
-    quotas = [{"QuotaName": name, "QuotaCode": "L-1", "Value": value} for name, value in QUOTAS.items()]
-    return json.dumps({"Quotas": quotas})
+def _quotas_in(table):
+    def answer(_):
+        quotas = [{"QuotaName": name, "QuotaCode": "L-1", "Value": value} for name, value in table.items()]
+        return json.dumps({"Quotas": quotas})
+
+    return answer
 
 
 def _file_system_backups(self, backup_ids, filters=None, max_results=None, next_token=None):
@@ -157,7 +170,8 @@ def start_server() -> tuple[ThreadedMotoServer, str]:
     """A running server and its address."""
     # Each session reads its service models anew, which takes longer than all the rest of a test.
     JSONFileLoader.load_file = functools.cache(JSONFileLoader.load_file)
-    ServiceQuotasResponse.list_service_quotas = _list_service_quotas
+    ServiceQuotasResponse.list_service_quotas = _quotas_in(QUOTAS)
+    ServiceQuotasResponse.list_aws_default_service_quotas = _quotas_in(DEFAULT_QUOTAS)
     FSxBackend.describe_backups = _file_system_backups
     SageMakerModelBackend.create_cluster = _create_cluster
     SageMakerResponse.create_cluster = _create_cluster_as_aws
