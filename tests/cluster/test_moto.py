@@ -1,6 +1,8 @@
 """hyperpod.py as a user runs it, against moto's AWS on loopback: create, status, connect, delete."""
 
+import fnmatch
 import functools
+import json
 import logging
 import re
 import urllib.request
@@ -19,6 +21,13 @@ from esm2_hyperpod.cluster import billing, quotas
 # Making clients anew for each command takes longer than the rest of it.
 shared_aws = functools.cache(aws_module.Aws)
 CONFIG = ROOT / "cluster_setup" / "cluster.yaml"
+OPERATOR = json.loads((ROOT / "cluster_setup" / "operator_policy.json").read_text())["Statement"]
+# Where IAM's name is not the API's.
+IAM_NAME = {"service-quotas": "servicequotas"}
+S3_ACTIONS = {
+    "s3:ListObjectsV2": "s3:ListBucket", "s3:ListObjectVersions": "s3:ListBucketVersions",
+    "s3:DeleteObjects": "s3:DeleteObject",
+}  # fmt: skip
 COMMAND = str(ROOT / "cluster_setup" / "hyperpod.py")
 
 
@@ -300,10 +309,16 @@ def test_delete_keeps_the_data_if_asked_and_else_removes_all_but_backups(aws, hy
 
 @pytest.fixture
 def interrupt(monkeypatch):
-    """`interrupt(n)`: Ctrl-C as soon as AWS has done the n-th call from now, before its answer is read."""
-    make_call, left = BaseClient._make_api_call, [0]
+    """`interrupt.after(n)`: Ctrl-C as soon as AWS has done the n-th call from now, before its answer is read.
+
+    `interrupt.called` is every action that was asked for, as IAM calls it.
+    """
+    make_call, left, called = BaseClient._make_api_call, [0], set()
 
     def call(client, operation, arguments):
+        service = client.meta.service_model.service_name
+        if left[0] > 0:  # the command's call, not one of the test's own
+            called.add(f"{IAM_NAME.get(service, service)}:{operation}")
         answer = make_call(client, operation, arguments)
         left[0] -= 1
         if left[0] == 0:
@@ -311,17 +326,18 @@ def interrupt(monkeypatch):
         return answer
 
     monkeypatch.setattr(BaseClient, "_make_api_call", call)
-    return lambda calls: left.__setitem__(0, calls)
+    interrupt = functools.partial(left.__setitem__, 0)
+    return SimpleNamespace(after=interrupt, called=called)
 
 
 def run_interrupted_at_every_call(hyperpod, interrupt, *words):
     """Run a command until it ends, interrupted after 1 call, then after 2, ...; returns the calls it took."""
     for calls in range(1, 200):
-        interrupt(calls)
+        interrupt.after(calls)
         try:
             hyperpod(*words, code=130)
         except AssertionError:  # it has not been interrupted
-            interrupt(0)
+            interrupt.after(0)
             hyperpod(*words)  # and is done, so that once more changes nothing
             return calls
     raise AssertionError(f"{words[0]} does not end")
@@ -358,6 +374,10 @@ def test_a_life_interrupted_at_every_call_makes_nothing_twice_and_leaves_nothing
     assert set(kinds().values()) == {0}, kinds()
     assert "nothing bills" in hyperpod("status").out
     assert min(calls.values()) > 5, calls
+    asked = {S3_ACTIONS.get(action, action) for action in interrupt.called}
+    assert "sagemaker:CreateCluster" in asked and len(asked) > 20
+    patterns = [a for s in OPERATOR for a in ([s["Action"]] if isinstance(s["Action"], str) else s["Action"])]
+    assert [a for a in sorted(asked) if not any(fnmatch.fnmatch(a, pattern) for pattern in patterns)] == []
 
 
 def test_no_credentials_is_one_line(aws):
