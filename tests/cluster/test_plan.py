@@ -413,6 +413,76 @@ def test_no_random_file_is_a_cluster_or_ends_in_another_exception(tmp_path_facto
         checked_config(path)
 
 
+def assert_that_aws_takes(request):
+    """The service's model, and the rules of AWS's guide that the model does not hold (README, "Rules")."""
+    shape = sagemaker_model().operation_model("CreateCluster").input_shape
+    assert not ParamValidator().validate(request, shape).has_errors()
+    assert request_problems("CreateCluster", request) == []
+    continuous = request.get("NodeProvisioningMode") == "Continuous"
+    assert request["VpcConfig"]
+    assert ("SlurmConfigStrategy" in request["Orchestrator"]["Slurm"]) != continuous
+    groups = {group["InstanceGroupName"]: group for group in request[G]}
+    assert len(groups) == len(request[G])
+    kinds = [group["SlurmConfig"]["NodeType"] for group in request[G]]
+    assert kinds.count("Controller") == 1 and kinds.count("Login") <= 1
+    assert groups["controller"]["InstanceCount"] == 1
+    for group in groups.values():
+        assert "InstanceType" in group and "InstanceRequirements" not in group
+        assert ("PartitionNames" in group["SlurmConfig"]) == (group["SlurmConfig"]["NodeType"] == "Compute")
+        if "MinInstanceCount" in group:
+            assert continuous and group["MinInstanceCount"] <= group["InstanceCount"]
+        storage = group["InstanceStorageConfigs"]
+        assert all(len(item) == 1 for item in storage)
+        assert [item["FsxLustreConfig"]["MountPath"] for item in storage if "FsxLustreConfig" in item] == [
+            "/fsx"
+        ]
+        scripts = group.get("LifeCycleConfig", {"SourceS3Uri": "s3://sagemaker-", "OnInitComplete": ""})
+        assert set(scripts) == {"SourceS3Uri", "OnInitComplete"}
+        assert scripts["SourceS3Uri"].startswith("s3://sagemaker-")
+
+
+EVERY_OPTION = [
+    {},
+    {"name": "another"},
+    {"region": "eu-west-1", "availability_zone": "eu-west-1b"},
+    {"workers.instance_type": "ml.p5.48xlarge"},
+    {"workers.count": 0},
+    {"workers.count": 4, "workers.min_count": 4},
+    {"workers.local_disk_gb": 500},
+    {"workers.training_plan_arn": PLAN_ARN.replace("us-east-1", "us-west-2")},
+    {"controller.instance_type": "ml.c5.xlarge"},
+    {"login": {"instance_type": "ml.m5.xlarge"}},
+    {"fsx.size_gb": 4800},
+    {"fsx.throughput": 1000},
+    {"budget": {"email": "me@here.org", "usd_per_month": 500}},
+    {"options.vpc_cidr": "192.168.0.0/16"},
+    {"options.node_recovery": "None"},
+    {"options.continuous_provisioning": False},
+    {"options.deep_health_checks": True},
+    {"options.on_init_complete": None},
+    {"options.on_init_complete": "s3://sagemaker-esm2-123456789012-us-west-2/a/b.sh"},
+    {"options.observability_workspace": "arn:aws:aps:us-west-2:123456789012:workspace/ws-1"},
+    {"options.tags": {"project": "esm2", "owner": "me"}},
+]
+
+
+def test_plan_prints_a_request_that_aws_takes_for_every_option_in_its_turn(tmp_path, hyperpod):
+    requests = []
+    for changes in EVERY_OPTION:
+        request = json.loads(hyperpod("plan", "--json", "--config", planted(tmp_path, changes)).out)
+        assert_that_aws_takes(request)
+        requests.append(json.dumps(request))
+    # Each reaches the request, but for those of the stack.
+    of_the_stack = ("fsx", "budget", "options.vpc_cidr", "options.observability")
+    same = [changes for changes, request in zip(EVERY_OPTION, requests) if request == requests[0]]
+    assert [next(iter(changes), "").startswith(of_the_stack) for changes in same[1:]] == [True] * 5
+    fields = {field for changes in EVERY_OPTION for field in changes}
+    sections = ("workers", "controller", "fsx", "options")
+    assert fields == {f for f in SHIPPED if f not in sections} | {
+        f"{s}.{f}" for s in sections for f in SHIPPED[s]
+    }
+
+
 X86 = [name for name in accepted_types() if not is_arm(name)]
 WITHOUT_GPU = st.sampled_from([name for name in X86 if not has_gpu(name)])
 TAG = st.text("aZé09 _.:/=+-@", min_size=1, max_size=20)
@@ -465,27 +535,6 @@ def test_what_is_accepted_renders_a_request_that_hyperpod_takes(tmp_path_factory
         assert wild
         return
     request = create_cluster_request(config, example_outputs(config))
-    shape = sagemaker_model().operation_model("CreateCluster").input_shape
-    assert not ParamValidator().validate(request, shape).has_errors()
-    assert request_problems("CreateCluster", request) == []
-    assert request["VpcConfig"] and "Slurm" in request["Orchestrator"]
-    groups = {group["InstanceGroupName"]: group for group in request[G]}
-    assert len(groups) == len(request[G])
+    assert_that_aws_takes(request)
     kinds = [group["SlurmConfig"]["NodeType"] for group in request[G]]
     assert kinds == ["Controller", *["Login"] * bool(config.login), "Compute"]
-    assert groups["controller"]["InstanceCount"] == 1
-    continuous = request.get("NodeProvisioningMode") == "Continuous"
-    # The API refuses any strategy with continuous provisioning, which neither botocore nor moto knows.
-    assert ("SlurmConfigStrategy" in request["Orchestrator"]["Slurm"]) != continuous
-    for name, group in groups.items():
-        assert "InstanceType" in group and "InstanceRequirements" not in group
-        assert ("PartitionNames" in group["SlurmConfig"]) == (name == "workers")
-        storage = group["InstanceStorageConfigs"]
-        assert all(len(item) == 1 for item in storage)
-        assert [item["FsxLustreConfig"]["MountPath"] for item in storage if "FsxLustreConfig" in item] == [
-            "/fsx"
-        ]
-        scripts = group.get("LifeCycleConfig", {"SourceS3Uri": "s3://sagemaker-", "OnInitComplete": ""})
-        # OnCreate would replace the set-up of Slurm that comes with the image.
-        assert set(scripts) == {"SourceS3Uri", "OnInitComplete"}
-        assert scripts["SourceS3Uri"].startswith("s3://sagemaker-")
