@@ -51,6 +51,13 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument("--prices", type=Path, default=HERE / "prices.yaml", help="default: %(default)s")
     connect = add("connect", "open a shell on the login node, else on the controller", True)
     connect.add_argument("--node", help="an instance id or a group (controller, login, workers) instead")
+    connect.add_argument(
+        "--ssh_config",
+        "--ssh-config",
+        action="store_true",
+        help="print an SSH host entry for the node instead",
+    )
+    connect.add_argument("--key", type=Path, help="with it, the public key (default: the one in ~/.ssh)")
     scaling = add("scale", "change the number of workers", True)
     scaling.add_argument("--count", type=int, required=True, help="the new number of workers")
     delete = add("delete", "list what still bills and remove it, data included", True)

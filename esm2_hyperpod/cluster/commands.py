@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import os
+import re
 import sys
 from argparse import Namespace
 from typing import Any
 
-from esm2_hyperpod.cluster import instances
+from esm2_hyperpod.cluster import instances, ssh
 from esm2_hyperpod.cluster.aws import Aws
 from esm2_hyperpod.cluster.billing import billed_items, cost_table, items_there
 from esm2_hyperpod.cluster.checks import checked_request, preflight
@@ -29,6 +30,7 @@ from esm2_hyperpod.cluster.sessions import (
     choose_node,
     idle_times,
     missing_tool,
+    run_on_node,
     session_command,
     session_target,
 )
@@ -153,17 +155,40 @@ def _print_nodes(aws: Aws, cluster: dict[str, Any]) -> None:
 def connect(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     """Replace this process by a shell on a node, by way of AWS Systems Manager: no SSH key, no open port.
 
-    Raises `UserError` if there is no such running node, or the tools for it are not installed.
+    With --ssh_config print a host entry for ~/.ssh/config instead, and give the node the user's key. Raises
+    `UserError` if there is no such running node, or the tools for it are not installed.
     """
+    if arguments.key and not arguments.ssh_config:
+        raise UserError("--key goes with --ssh_config; a shell needs no key")
     cluster = existing_cluster(aws, config.name)
     node = choose_node(list_nodes(aws, config.name), arguments.node)
-    command = session_command(aws, session_target(cluster, node))
+    target = session_target(cluster, node)
+    command = session_command(aws, target)
+    if arguments.ssh_config:
+        _ssh_config(arguments, config, aws, target, node["InstanceId"])
+        return
     if arguments.dry_run:
         print(" ".join(command))
         return
     if missing := missing_tool():
         raise UserError(missing)
     os.execvp(command[0], command)
+
+
+def _ssh_config(arguments: Namespace, config: ClusterConfig, aws: Aws, target: str, instance_id: str) -> None:
+    """The entry goes to stdout, so that >> ~/.ssh/config takes it; all else to stderr."""
+    key = ssh.find_key(arguments.key)
+    if not arguments.dry_run:
+        if missing := missing_tool():
+            raise UserError(missing)
+        said = run_on_node(aws, target, ssh.authorize(key))
+        if not re.search(r"^authorized\s*$", said, re.M):
+            why = " ".join(said.split())[:200]
+            raise UserError(f"the node did not take {key}: {why}; try again in a minute")
+        print(f"the node lets in {key}; after it is replaced, run this again", file=sys.stderr)
+    print(ssh.host_entry(config.name, instance_id, session_command(aws, target), key), end="")
+    for use in ssh.uses(config.name):
+        print(f"  {use}", file=sys.stderr)
 
 
 def scale(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:

@@ -52,6 +52,18 @@ def missing_tool() -> str | None:
     return None
 
 
+def run_on_node(aws: Aws, target: str, shell_command: str) -> str:
+    """What a command prints on a node, as root's session sees it, or why it did not run."""
+    document = ["--document-name", "AWS-StartNonInteractiveCommand"]
+    parameters = json.dumps({"command": [shell_command]})
+    command = session_command(aws, target, *document, "--parameters", parameters)
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"no answer in {ANSWER_SECONDS} s"
+    return "\n".join(filter(None, (answer.stdout, answer.stderr))) or f"exit code {answer.returncode}"
+
+
 def idle_times(
     aws: Aws, cluster: dict[str, Any], nodes: list[dict[str, Any]]
 ) -> tuple[dict[str, datetime.timedelta], str | None]:
@@ -61,17 +73,10 @@ def idle_times(
     """
     if missing := missing_tool():
         return {}, missing
-    target = session_target(cluster, choose_node(nodes, "controller"))
-    document = ["--document-name", "AWS-StartNonInteractiveCommand"]
-    command = session_command(aws, target, *document, "--parameters", json.dumps({"command": [_ASK_SLURM]}))
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS)
-    except subprocess.TimeoutExpired:
-        return {}, f"the controller did not answer in {ANSWER_SECONDS} s"
-    idle = parse_idle_times(answer.stdout)
+    said = run_on_node(aws, session_target(cluster, choose_node(nodes, "controller")), _ASK_SLURM)
+    idle = parse_idle_times(said)
     if idle is None:
-        said = " ".join((answer.stderr or answer.stdout).split()) or f"exit code {answer.returncode}"
-        return {}, f"the controller's Slurm did not answer: {said[:200]}"
+        return {}, f"the controller's Slurm did not answer: {' '.join(said.split())[:200]}"
     names = {node.get("PrivateDnsHostname", "").split(".")[0]: node["InstanceId"] for node in nodes}
     return {names[name]: time for name, time in idle.items() if name in names}, None
 

@@ -4,7 +4,9 @@ import fnmatch
 import functools
 import json
 import logging
+import os
 import re
+import sys
 import urllib.request
 from types import SimpleNamespace
 
@@ -16,7 +18,7 @@ from helpers.commands import ROOT, run
 from moto.sagemaker.models import ClusterNode
 
 from esm2_hyperpod.cluster import aws as aws_module
-from esm2_hyperpod.cluster import billing, quotas
+from esm2_hyperpod.cluster import billing, quotas, ssh
 
 # Making clients anew for each command takes longer than the rest of it.
 shared_aws = functools.cache(aws_module.Aws)
@@ -182,6 +184,64 @@ def test_connect_targets_the_controller_or_the_node_asked_for(aws_with_cluster, 
     assert "_workers-workers-0" in hyperpod("connect", "--dry_run", "--node", "workers").out
     wrong = hyperpod("connect", "--dry_run", "--node", "i-0", code=1)
     assert "no running node i-0; running nodes: controller controller-0" in wrong.error
+
+
+def public_key(folder):
+    path = folder / "id_ed25519.pub"
+    path.write_text("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJtiny+key/xyz me's laptop\n")
+    return path
+
+
+def test_connect_gives_an_ssh_entry_through_session_manager(
+    aws_with_cluster, hyperpod, monkeypatch, tmp_path
+):
+    """The entry as ssh itself reads it; and the command for the node, run here in place of there."""
+    key = public_key(tmp_path)
+    sudo = f'#!/bin/bash\nshift 3\nHOME={tmp_path}/home exec "$@"\n'  # sudo -u ubuntu -H
+    aws_cli = '#!/bin/bash\necho "$@" >>"$ASKED"; eval "$(command_of <<<"${!#}")"\n'
+    read_json = f"#!{sys.executable}\nimport json, sys\nprint(json.load(sys.stdin)['command'][0])\n"
+    tools = {"sudo": sudo, "aws": aws_cli, "command_of": read_json, "session-manager-plugin": ""}
+    for name, text in tools.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
+    for _ in range(2):
+        result = hyperpod("connect", "--ssh-config", "--key", key)
+    authorized = tmp_path / "home" / ".ssh" / "authorized_keys"
+    assert authorized.read_text() == key.read_text()  # once
+    assert authorized.stat().st_mode & 0o777 == 0o600
+    assert "--document-name AWS-StartNonInteractiveCommand" in (tmp_path / "asked").read_text()
+    (tmp_path / "config").write_text(result.out)
+    read = run("ssh", "-G", "-F", tmp_path / "config", "esm2").stdout
+    for line in (
+        "user ubuntu", f"identityfile {tmp_path}/id_ed25519", "hostkeyalias controller-0", "port 22",
+        "proxycommand aws ssm start-session --region us-west-2 --target "
+        "sagemaker-cluster:esm2_controller-controller-0 --document-name AWS-StartSSHSession "
+        "--parameters portNumber=%p",
+    ):  # fmt: skip
+        assert line in read.splitlines(), read
+    (tmp_path / "aws").write_text(
+        "#!/bin/bash\necho 'An error occurred (TargetNotConnected)' >&2; exit 254\n"
+    )
+    refused = hyperpod("connect", "--ssh_config", "--key", key, code=1)
+    assert "the node did not take" in refused.error and "TargetNotConnected" in refused.error
+    assert refused.out == ""
+
+
+def test_a_key_that_is_none_is_refused_in_one_line(aws_with_cluster, hyperpod, monkeypatch, tmp_path):
+    private = tmp_path / "id_rsa"
+    private.write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n-----END OPENSSH PRIVATE KEY-----\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for words, message in (
+        (["--ssh_config", "--key", private], "is not an SSH public key; give the file that ends in .pub"),
+        (["--ssh_config", "--key", tmp_path / "none"], "no such file; make a key with: ssh-keygen"),
+        (["--ssh_config"], "make a key with: ssh-keygen -t ed25519, or give --key"),
+        (["--key", private], "--key goes with --ssh_config"),
+    ):
+        error = hyperpod("connect", "--dry_run", *words, code=1).error
+        assert message in error and "\n" not in error.strip()
 
 
 def test_a_stack_made_for_other_storage_is_refused_and_untouched(aws_with_cluster, hyperpod, tmp_path):
@@ -391,11 +451,12 @@ ELSEWHERE = {
     ".venv/bin/python cluster_setup/doctor.py": "tests/cluster/test_doctor.py",
     "CONTAINER_IMAGE=/fsx/ubuntu/esm2-hyperpod.sqsh python3 cluster_setup/doctor.py": "test_doctor.py",
     "python3 0.download_data.py": "tests/download",
+    **dict.fromkeys(ssh.uses("esm2"), "printed by connect --ssh_config, compared below"),
     'sudo scontrol update node=ip-10-1-2-3 state=fail reason="Action:Replace"': "tests/jobs/test_survival.py",
 }
 
 
-def test_the_page_line_by_line(aws, hyperpod):
+def test_the_page_line_by_line(aws, hyperpod, tmp_path):
     """Every command of cluster_setup/README.md in its order, against moto where it is for AWS."""
     page = (CONFIG.parent / "README.md").read_text()
     blocks = re.findall(r"```bash\n(.*?)```", page, re.S)
@@ -406,11 +467,16 @@ def test_the_page_line_by_line(aws, hyperpod):
         if command == line:
             assert line in ELSEWHERE, f"no test runs this line of the page: {line}"
             continue
-        words = command.split()
+        words = command.partition(" >>")[0].split()
         if words[0] not in ("plan", "create") and clusters(aws) == []:
             hyperpod("create", "--yes")  # an earlier line has removed it
         if words[0] == "connect":
             words.append("--dry_run")
+        if "--ssh_config" in words:
+            words += ["--key", public_key(tmp_path)]
+            printed = hyperpod(*words).error
+            assert [use.strip() for use in printed.splitlines()] == ssh.uses("esm2")
+            continue
         hyperpod(*words, *["--yes"] * (words[0] in ("create", "delete") and "--dry_run" not in words))
         walked.append(words[0])
     assert set(walked) == {"plan", "create", "status", "connect", "scale", "delete"}
