@@ -36,6 +36,9 @@ from esm2_hyperpod.errors import UserError
 # (fair-esm 2.0.0, esm/model/esm2.py: 15% chosen, 80% of them masked).
 TRAINING_MASK_RATIO = 0.15 * 0.8
 
+JOINED_WIDTH = 1024
+"""Up to this width query, key and value are one matrix product: 8M, 35M, 150M."""
+
 
 class PackedEsmForMaskedLM(EsmForMaskedLM):
     """`EsmForMaskedLM` whose row holds several sequences, each computed as if it were alone.
@@ -168,10 +171,14 @@ def _product(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def _query_key_value(attention: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Three linear layers of the same inputs [tokens, width] as one product."""
+    """Three linear layers of the same inputs [tokens, width]: one product where each would be small.
+
+    In larger models a product fills the GPU by itself, and the joined weights, which autograd keeps, would be
+    whole on each GPU under FSDP2: 7.5 GB at 15B.
+    """
     modules = attention.query, attention.key, attention.value
-    if type(modules[0]) is not nn.Linear:
-        return tuple(module(inputs) for module in modules)
+    if type(modules[0]) is not nn.Linear or inputs.shape[-1] > JOINED_WIDTH:
+        return tuple(_product(module, inputs) for module in modules)
     weight = torch.cat([module.weight.to(inputs.dtype) for module in modules])
     bias = torch.cat([module.bias.to(inputs.dtype) for module in modules])
     return linear(inputs, weight, bias).chunk(3, dim=-1)
