@@ -108,7 +108,9 @@ def test_logits_equal_fair_esm():
         start += len(row)
 
 
-def test_packed_logits_and_gradients_equal_one_sequence_at_a_time():
+@pytest.mark.parametrize("joined", [0, 1024])
+def test_packed_logits_and_gradients_equal_one_sequence_at_a_time(monkeypatch, joined):
+    monkeypatch.setattr("esm2_hyperpod.esm.packed.JOINED_WIDTH", joined)
     model = random_model()
     packed, rows = packed_copy(model), masked_tokens(2)
     labels = [torch.where(row == MASK, torch.randint(4, 24, row.shape), -100) for row in rows]
