@@ -29,12 +29,13 @@ from benchmarks.results import record
 from esm2_hyperpod.alphabet import AMINO_ACID_IDS, PAD, encode
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.esm.fp8 import use_fp8
-from esm2_hyperpod.esm.model import SIZES, build_config
+from esm2_hyperpod.esm.model import build_config
 from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, masked_lm_loss
 from esm2_hyperpod.pretraining.batches import BatchMaker
 from esm2_hyperpod.pretraining.masking import IGNORED
 from esm2_hyperpod.pretraining.packing import packed_layout, plan_epoch
-from esm2_hyperpod.training.throughput import Counts, device_name, peak_tflops, training_flops
+from esm2_hyperpod.sizes import SIZES
+from esm2_hyperpod.training.throughput import Counts, device_name, peak_tflops
 
 LONGEST = 512
 VARIANTS = {
@@ -182,7 +183,7 @@ class Variant:
             config._attn_implementation = "eager" if "eager" in name else "sdpa"
             model = EsmForMaskedLM(config)
         model.esm.contact_head.requires_grad_(False)
-        self.config, self.device, self.ranks = config, device, ranks
+        self.size, self.device, self.ranks = SIZES[model_size], device, ranks
         model.to(device)
         if "FP8" in name:
             use_fp8(model, device)
@@ -208,7 +209,7 @@ class Variant:
         synchronize(self.device)
         seconds = time.perf_counter() - start
         counts = Counts(*counts)
-        flops = training_flops(self.config, counts.tokens, counts.squared_lengths, counts.masked)
+        flops = self.size.training_flops(counts.tokens, counts.squared_lengths, counts.masked)
         turn = {
             "residues_per_second": counts.residues / seconds * self.ranks,
             "padding": 1 - counts.tokens / counts.slots,

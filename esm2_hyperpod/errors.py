@@ -47,7 +47,9 @@ def run_script(main: Callable[[], int | None]) -> None:
         # Rank 0 mostly fails of the same, and the launcher then ends this rank before it repeats it.
         time.sleep(2)
     sys.stdout.flush()
-    sys.exit(f"{Path(sys.argv[0]).name}: error: {message}")
+    script = Path(sys.argv[0])
+    name = script.parent.name if script.name == "__main__.py" else script.name
+    sys.exit(f"{name}: error: {message}")
 
 
 def describe_os_error(error: OSError) -> str:

@@ -26,6 +26,23 @@ class Size:
         layer = 12 * self.width**2 + 13 * self.width
         return self.layers * layer + self.width**2 + (VOCABULARY + 5) * self.width + VOCABULARY
 
+    def training_flops(self, tokens: float, squared_lengths: float, predicted: float) -> float:
+        """Forward and backward FLOPs of real tokens, matrix products only; backward counts as twice forward.
+
+        Two per multiply-add: a layer's four w x w and two w x 4w products, attention's two products over each
+        sequence's own length, and the language-model head where a token is predicted. Neither recomputed
+        activations nor a head over all tokens count.
+
+        Args:
+            tokens: number of tokens of real sequences.
+            squared_lengths: sum over sequences of the square of their length in tokens.
+            predicted: number of masked tokens.
+        """
+        linear = 2 * 12 * self.width**2 * self.layers
+        head = 2 * (self.width**2 + self.width * VOCABULARY)
+        attention = 4 * self.width * self.layers
+        return 3.0 * (tokens * linear + predicted * head + squared_lengths * attention)
+
     @property
     def checkpoint_gb(self) -> float:
         """Parameters and Adam's two moments in fp32: twelve bytes a parameter."""

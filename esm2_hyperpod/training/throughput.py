@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from transformers import EsmConfig
 
+from esm2_hyperpod.sizes import Size
+
 # Dense bf16 tensor-core peaks in TFLOPS, from NVIDIA's data sheets (sparsity's doubled figures halved).
 # The first entry counts whose words are all in the device's name: special boards come before their family.
 PEAK_TFLOPS = {
@@ -34,25 +36,6 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def training_flops(config: EsmConfig, tokens: int, squared_lengths: int, predicted: int) -> float:
-    """Forward and backward FLOPs of real tokens, matrix products only; backward counts as twice forward.
-
-    Two per multiply-add: a layer's four h x h and two h x 4h products, attention's two products over
-    each sequence's own length, and the language-model head where a token is predicted. Neither recomputed
-    activations nor a head over all tokens count.
-
-    Args:
-        tokens: number of tokens of real sequences.
-        squared_lengths: sum over sequences of the square of their length in tokens.
-        predicted: number of masked tokens.
-    """
-    width, layers = config.hidden_size, config.num_hidden_layers
-    linear = 2 * (4 * width**2 + 2 * width * config.intermediate_size) * layers
-    head = 2 * (width**2 + width * config.vocab_size)
-    attention = 4 * width * layers
-    return 3.0 * (tokens * linear + predicted * head + squared_lengths * attention)
-
-
 class Counts(NamedTuple):
     """What a micro-batch holds.
 
@@ -75,7 +58,7 @@ class Meter:
     """Speed between two logs, over all ranks. Time spent evaluating or saving is left out."""
 
     def __init__(self, config: EsmConfig, device: torch.device):
-        self._config = config
+        self._size = Size(config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
         self._device = device
         self._peak = peak_tflops(device_name(device))
         self.restart()
@@ -113,7 +96,7 @@ class Meter:
         if ranks > 1:
             dist.all_reduce(totals)
         counts = Counts(*totals.tolist())
-        flops = training_flops(self._config, counts.tokens, counts.squared_lengths, counts.masked)
+        flops = self._size.training_flops(counts.tokens, counts.squared_lengths, counts.masked)
         figures = {
             "residues_per_second": counts.residues / seconds,
             "residues_per_second_per_device": counts.residues / seconds / ranks,
