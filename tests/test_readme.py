@@ -22,9 +22,9 @@ def test_files_named_are_there():
 
 def test_flags_named_are_flags():
     scripts = "0.download_data.py", "1.tokenize_uniref_csv.py", "train.py", "finetune_localization.py"
-    helps = (
-        "".join(run(script, "--help").stdout for script in scripts)
-        + run("bash", "quickstart.sh", "--help").stdout
+    others = ("bash", "quickstart.sh"), (sys.executable, "-m", "esm2_hyperpod.planner")
+    helps = "".join(
+        run(*command, "--help").stdout for command in [*((script,) for script in scripts), *others]
     )
     flags = {flag for flag in re.findall(r"--[a-z][a-z_0-9]+", README) if flag not in ("--nodes", "--time")}
     assert len(flags) > 10
