@@ -45,8 +45,13 @@ class PretrainingArguments(RunArguments):
     mask_replace: str = option("all_tokens", "What random replacements are drawn from.", list(REPLACEMENTS))
     precision: str = option(
         "auto",
-        "auto is bf16 on GPUs that have it, else fp32; fp8 needs torchao and an L4, L40S, H100 or newer.",
+        "auto is bf16 on GPUs that have it, else fp32; fp8 is for 650M and up on an L4, L40S, H100 or newer.",
         ["auto", "bf16", "fp8", "fp32"],
+    )
+    fp8_recipe: str = option(
+        "tensorwise",
+        "FP8 scales: one a tensor, the fastest; or one a row (rowwise), for 3B and up.",
+        ["tensorwise", "rowwise"],
     )
     lr_schedule: str = option(
         "esm2", "esm2, cosine_hold, or trainer (then --lr_scheduler_type).", [*SCHEDULES, "trainer"]
@@ -83,6 +88,12 @@ class PretrainingArguments(RunArguments):
             )
         if not 0 < self.mlm_probability < 1:
             raise UserError(f"--mlm_probability {self.mlm_probability}: must lie between 0 and 1")
+        if self.precision == "fp8" and not self.packing:
+            raise UserError(
+                "--precision fp8 needs packs, whose sizes are multiples of 16; leave out --packing false"
+            )
+        if self.was_given("fp8_recipe") and self.precision != "fp8":
+            raise UserError(f"--fp8_recipe {self.fp8_recipe}: does nothing without --precision fp8")
         on_gpu = torch.cuda.is_available() and not self.use_cpu
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = 2 if on_gpu else 0

@@ -58,7 +58,9 @@ def build_model(args: PretrainingArguments) -> tuple[EsmForMaskedLM, Weights | N
     else:
         model = load() if name else build()
     model.esm.contact_head.requires_grad_(False)
-    return use_fp8(model, args.device) if args.precision == "fp8" else model, weights
+    if args.precision == "fp8":
+        use_fp8(model, args.device, args.fp8_recipe, compiled=args.torch_compile)
+    return model, weights
 
 
 class PretrainingTrainer(ResumableTrainer):
