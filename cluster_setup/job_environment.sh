@@ -99,8 +99,9 @@ run_step() {
     step+=(--auto-resume=1) # HyperPod's plug-in; stock srun refuses it
   fi
   if [ -n "${CONTAINER_IMAGE:-}" ]; then
-    step+=(--container-image="$CONTAINER_IMAGE" --container-workdir="$REPOSITORY"
-      --container-mounts="$REPOSITORY:$REPOSITORY,$FSX_DIR:$FSX_DIR")
+    local mounts="$REPOSITORY:$REPOSITORY,$FSX_DIR:$FSX_DIR" nvme="${NVME_DIR:-/opt/dlami/nvme}"
+    if [ -d "$nvme" ]; then mounts="$mounts,$nvme:$nvme"; fi # train.py copies the dataset there
+    step+=(--container-image="$CONTAINER_IMAGE" --container-workdir="$REPOSITORY" --container-mounts="$mounts")
   fi
   "${step[@]}" bash "$REPOSITORY/cluster_setup/node_launch.sh" "$@" &
   local pid=$! code=0

@@ -30,6 +30,10 @@ class PretrainingArguments(RunArguments):
     }
 
     dataset_dir: str | None = option(None, "Folder that 1.tokenize_uniref_csv.py wrote (processed/arrow).")
+    local_disk: str = option(
+        "auto",
+        "Copy the dataset to this folder of each node; auto: /opt/dlami/nvme where mounted; or none.",
+    )
     output_dir: str | None = option(None, "Where checkpoints, metrics and the final model go.")
     model_size: str = option("8M", "Train from scratch: tiny, 8M, 35M, 150M, 650M, 3B or 15B.")
     model_name_or_path: str | None = option(
