@@ -11,7 +11,7 @@
 #SBATCH --output=slurm-%x-%j.out
 #SBATCH --open-mode=append
 #SBATCH --requeue
-#SBATCH --signal=B:USR1@120
+#SBATCH --signal=B:USR1@900
 set -euo pipefail
 
 # sbatch runs a copy of this file from Slurm's spool folder.

@@ -54,6 +54,7 @@ export VENV PATH="$VENV/bin:$PATH"
 export DATASET_DIR="$OUTPUT_DIR/processed/arrow" MODEL_SIZE
 gpus="$( (nvidia-smi --list-gpus 2>/dev/null || true) | grep -c '^GPU ' || true)"
 export GPUS_PER_NODE="${GPUS_PER_NODE:-$((gpus > 0 ? gpus : 2))}"
+if [ "$gpus" = 0 ]; then export CUDA_VISIBLE_DEVICES=""; fi # the CPU will do here, whatever the machine should have
 : "${LABELS:=$OUTPUT_DIR/csv/localization.csv}"
 download=(--output_dir "$OUTPUT_DIR/csv" --source "$SOURCE")
 if [ "$SOURCE" = synthetic ]; then download+=(--max_records 12000); fi

@@ -81,13 +81,14 @@ def pretrain(args: PretrainingArguments) -> int | None:
     trainer = PretrainingTrainer(model, args, train, validation, entropy, callbacks, weights)
     checkpoint = trainer.resume_point()
     if is_main:
-        start = facts(args, manifest["synthetic"], "datasets", torch_compile=args.torch_compile)
+        start = facts(args, manifest["synthetic"], "datasets", torch_compile=args.compile_layers)
         begin_run(output_dir, options, start, trainer.first_step, trainer.saved_at)
         epochs = args.last_step * args.packs_per_step / train.packs.packs_per_epoch
+        where = device_name(args.device) + (", compiled" if args.compile_layers else "")
         trainer.say(
             f"{model.num_parameters():,} parameters; {len(train.store):,} sequences in "
             f"{train.packs.packs_per_epoch:,} packs of {args.tokens_per_device:,} tokens; "
-            f"{args.world_size} process(es), {device_name(args.device)}; {args.last_step:,} steps of "
+            f"{args.world_size} process(es), {where}; {args.last_step:,} steps of "
             f"{args.global_batch_tokens:,} tokens ({epochs:.2f} epochs), warm-up {args.warmup_steps:,.0f}"
         )
 

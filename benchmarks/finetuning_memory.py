@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Memory of a fine-tuning step, as `--estimate_memory` says and as PyTorch takes it on the CPU.
+"""Memory of a fine-tuning step, as `--estimate_memory` says and as PyTorch takes it on this machine.
 
-    python benchmarks/finetuning_memory.py
+    python benchmarks/finetuning_memory.py [--sizes 150M 650M]
 
 Models with random weights make one optimizer step before the measured one. Measured are the bytes of
 parameters and 4-bit scales, of gradients and of the optimizer's state, of what autograd keeps for the
-backward pass (`torch.autograd.graph.saved_tensors_hooks`), and the most that PyTorch's CPU allocator holds
-during the step, and during an evaluation, beyond what it held before (profiler). Prints Markdown.
+backward pass (`torch.autograd.graph.saved_tensors_hooks`), and the most that PyTorch's allocator holds
+during the step, and during an evaluation, beyond what it held before (on the CPU: profiler). Prints Markdown.
 """
 
+import argparse
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +24,14 @@ from transformers import logging as transformers_logging
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from esm2_hyperpod.esm.model import SIZES, build_config  # noqa: E402
-from esm2_hyperpod.localization.memory import LABELS, Plan, estimate, evaluation_bytes  # noqa: E402
+from benchmarks.results import record  # noqa: E402
+from esm2_hyperpod.esm.model import SIZES, Size, build_config  # noqa: E402
+from esm2_hyperpod.localization.memory import LABELS, Estimate, Plan, estimate, evaluation_bytes  # noqa: E402
 from esm2_hyperpod.localization.model import build  # noqa: E402
 from esm2_hyperpod.localization.settings import Lora, Settings  # noqa: E402
+from esm2_hyperpod.training.throughput import device_name  # noqa: E402
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STANDARD = Plan(SIZES["8M"], "qlora", "attention", 8, "all", 2, 128, False, False)
 PLANS = {
     "8M": [
@@ -54,22 +59,43 @@ PLANS = {
 }
 
 
+def usual_plans(size: Size) -> list[Plan]:
+    """For the other sizes: what people run."""
+    plan = replace(STANDARD, size=size, proteins=8, length=512, half=DEVICE.type == "cuda")
+    return [plan, replace(plan, checkpointing=True)]
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", nargs="+", default=list(PLANS), choices=SIZES)
+    parser.add_argument("--json", type=Path, help="also write the peaks here")
+    args = parser.parse_args()
     transformers_logging.set_verbosity_error()
-    print(f"torch {torch.__version__}, CPU; MB, measured / estimated\n")
+    print(f"torch {torch.__version__}, {device_name(DEVICE)}; MB, measured / estimated\n")
     print(
         "| model | tuning | pooling | proteins x tokens | precision | weights | gradients + optimizer "
         "| kept for backward | peak of the step | evaluation of the same batch |"
     )
     print("|" + "---|" * 10)
-    for name, plans in PLANS.items():
-        for plan in plans:
-            print(row(name, plan), flush=True)
+    rows = {}
+    for name in args.sizes:
+        for plan in PLANS.get(name, usual_plans(SIZES[name])):
+            measured, expected = measure(plan), estimate(plan)
+            line = row(name, plan, measured, expected)
+            print(line, flush=True)
+            said = expected.gradients + expected.activations + expected.working
+            rows[", ".join(cell.strip() for cell in line.split("|")[1:6])] = {
+                "peak_mb_measured": measured["step"] / 1e6,
+                "peak_mb_estimated": said / 1e6,
+            }
+            if args.json:
+                record(args.json, {"task": "memory", "device": device_name(DEVICE)}, rows)
 
 
-def row(name: str, plan: Plan) -> str:
+def row(name: str, plan: Plan, measured: dict[str, int], expected: Estimate) -> str:
     """A line of the table."""
-    measured, expected = measure(plan), estimate(plan)
     pairs = [
         (measured["weights"], expected.weights + expected.trained),
         (measured["gradients"] + measured["optimizer"], expected.gradients + expected.optimizer),
@@ -96,7 +122,7 @@ def measure(plan: Plan) -> dict[str, int]:
         labels = [str(number) for number in range(LABELS)]
         settings = Settings(base, labels, False, plan.tuning, plan.pooling, plan.length, "ends")
         lora = Lora(plan.lora_rank, 2 * plan.lora_rank, 0.0, plan.lora_targets)
-        model = build(settings, lora, torch.device("cpu"), plan.half).train()
+        model = build(settings, lora, DEVICE, plan.half).train()
     if plan.checkpointing:
         names = "activation_checkpointing_enable", "gradient_checkpointing_enable"  # transformers < 5.21
         enable = next(getattr(model, name) for name in names if hasattr(model, name))
@@ -115,19 +141,17 @@ def measure(plan: Plan) -> dict[str, int]:
     )
     del loss, saved
     optimizer.zero_grad()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as training:
-        _step(model, plan, optimizer)
+    training = _peak(lambda: _step(model, plan, optimizer))
     model.eval()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as evaluating:
-        with torch.inference_mode():
-            model(**_batch(plan))
+    with torch.inference_mode():
+        evaluating = _peak(lambda: model(**_batch(plan)))
     return {
         "weights": sum(_bytes(parameter) for parameter in model.parameters()),
         "gradients": gradients,
         "optimizer": state,
         "activations": activations,
-        "step": _peak(training),
-        "evaluation": _peak(evaluating),
+        "step": training,
+        "evaluation": evaluating,
     }
 
 
@@ -139,14 +163,14 @@ def _step(model: torch.nn.Module, plan: Plan, optimizer: torch.optim.Optimizer) 
 
 
 def _loss(model: torch.nn.Module, plan: Plan) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16, enabled=plan.half):
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=plan.half):
         logits = model(**_batch(plan)).logits
     return logits.float().logsumexp(dim=-1).mean()
 
 
 def _batch(plan: Plan) -> dict[str, torch.Tensor]:
     """A batch in which one protein is a token shorter, so that there is a mask to keep."""
-    ids = torch.full((plan.proteins, plan.length), 5)
+    ids = torch.full((plan.proteins, plan.length), 5, device=DEVICE)
     mask = torch.ones_like(ids)
     mask[0, -1] = 0
     return {"input_ids": ids, "attention_mask": mask}
@@ -181,8 +205,15 @@ def _bytes(parameter: torch.Tensor) -> int:
     return parameter.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
 
 
-def _peak(recorded: profile) -> int:
-    """The highest sum of what was allocated, less what was freed, since the recording began."""
+def _peak(work: Callable[[], object]) -> int:
+    """The most bytes allocated at once while `work` ran, less those held before."""
+    if DEVICE.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        work()
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = highest = 0
     for event in sorted(events, key=lambda event: event.start_ns()):

@@ -26,6 +26,7 @@ from transformers import logging as transformers_logging
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.results import record  # noqa: E402
 from esm2_hyperpod.download.synthetic import LOCALIZATIONS, fasta_chunks  # noqa: E402
 from esm2_hyperpod.esm.model import build_config  # noqa: E402
 from esm2_hyperpod.localization.encoding import encode_cropped  # noqa: E402
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--model_size", default="8M")
     parser.add_argument("--records", type=int, default=10_000)
     parser.add_argument("--timed", type=int, default=100, help="records that the speed is measured on")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
     transformers_logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as name:
@@ -64,7 +66,7 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     settings.save(folder / "adapter")
     merge_adapter(folder / "adapter", folder / "merged")
     adapted, merged = (Predictor(folder / name, device, BF16) for name in ("adapter", "merged"))
-    for records in {args.timed, SMALL, args.records}:
+    for records in {args.timed, min(SMALL, args.records), args.records}:
         write_fasta(folder / f"{records}.fasta", records)
 
     fasta = folder / f"{args.timed}.fasta"
@@ -89,9 +91,15 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
         print(f"| {name} | {rate:,.0f} | {rate / rates['one protein at a time']:.2f} |")
     print()
 
+    rows = {name: {"residues_per_second": rate} for name, rate in rates.items()}
     print("| proteins | peak memory of the command, MB |\n|---|---|")
-    for records in (SMALL, args.records):
-        print(f"| {records:,} | {peak_megabytes(folder, records):,.0f} |", flush=True)
+    for records in sorted({min(SMALL, args.records), args.records}):
+        megabytes = peak_megabytes(folder, records)
+        rows[f"{records:,} proteins"] = {"peak_mb_of_the_command": megabytes}
+        print(f"| {records:,} | {megabytes:,.0f} |", flush=True)
+    if args.json:
+        facts = {"task": "prediction", "device": device_name(device), "model_size": args.model_size}
+        record(args.json, {**facts, "precision": precision}, rows)
 
 
 def write_fasta(path: Path, records: int) -> None:
@@ -107,8 +115,8 @@ def residues_read(path: Path, settings: Settings) -> int:
 
 def one_at_a_time(predictor: Predictor, path: Path) -> None:
     """Predict each protein as a batch of its own."""
-    for record in read_records(path):
-        predictor.logits([encode_cropped(record.sequence, predictor.settings)])
+    for protein in read_records(path):
+        predictor.logits([encode_cropped(protein.sequence, predictor.settings)])
 
 
 def in_batches(predictor: Predictor, path: Path) -> None:

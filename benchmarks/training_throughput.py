@@ -3,10 +3,11 @@
     python benchmarks/training_throughput.py --model_size 150M                       one GPU, or the CPU
     torchrun --nproc_per_node 2 benchmarks/training_throughput.py --model_size 8M --tokens 4096
 
-Every variant trains on the same sequences, cut to 512 tokens, with forward, backward and fused AdamW:
-bf16 autocast on CUDA, fp32 on a CPU. Variants take turns, so that a noisy machine is noisy for all, and
-the median turn counts. Needs torch and transformers (5.17 or newer) alone. The sequences come from a
-seeded log-normal distribution of lengths like UniRef50's, or from --fasta.
+Every variant trains on the same sequences, cut to 512 tokens, with forward, backward and fused AdamW: in bf16
+on a GPU, in fp32 on a CPU. On a CPU the variants take turns, so that a noisy machine is noisy for all; on a
+GPU each is built, measured and freed alone. The median turn counts. Needs torch and transformers (5.17 or
+newer) alone, and torchao for FP8. The sequences come from a seeded log-normal distribution of lengths like
+UniRef50's, or from --fasta.
 """
 
 import argparse
@@ -24,13 +25,16 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import EsmForMaskedLM
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.results import record
 from esm2_hyperpod.alphabet import AMINO_ACID_IDS, PAD, encode
+from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.esm.fp8 import use_fp8
 from esm2_hyperpod.esm.model import SIZES, build_config
 from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, masked_lm_loss
 from esm2_hyperpod.pretraining.batches import BatchMaker
 from esm2_hyperpod.pretraining.masking import IGNORED
 from esm2_hyperpod.pretraining.packing import packed_layout, plan_epoch
-from esm2_hyperpod.training.throughput import device_name, peak_tflops, training_flops
+from esm2_hyperpod.training.throughput import Counts, device_name, peak_tflops, training_flops
 
 LONGEST = 512
 VARIANTS = {
@@ -38,6 +42,7 @@ VARIANTS = {
     "padded, SDPA": "Hugging Face ESM, SDPA, padded to 512",
     "packed": "this project",
     "packed, compiled": "this project with torch.compile",
+    "packed, compiled, FP8": "and FP8, by torchao",
 }
 
 
@@ -54,14 +59,36 @@ def main() -> None:
 
     sequences = read_fasta(args.fasta) if args.fasta else random_sequences(6000)
     batches = make_batches(sequences, args.tokens, rank, ranks, device)
+    rows = {}
+    for name, row in measured(args, batches, device, ranks):
+        rows[name] = row
+        if rank == 0 and args.json:
+            record(args.json, {"task": "training", **about(args, device, ranks)}, rows)
+    if rank == 0:
+        print_table(args, rows, device, ranks)
+    if ranks > 1:
+        dist.destroy_process_group()
+
+
+def measured(args: argparse.Namespace, batches: dict, device: torch.device, ranks: int):
+    """(name, figures) of each variant; figures of one that cannot run here say why."""
+    if device.type == "cuda":
+        for name in args.variants:
+            try:
+                run = Variant(name, args.model_size, batches, device, ranks)
+                for _ in range(args.rounds):
+                    run.take_turn(args.steps)
+                yield name, run.figures()
+            except (torch.OutOfMemoryError, UserError) as error:
+                yield name, {"failed": str(error).splitlines()[0]}
+            run = None
+            torch.cuda.empty_cache()
+        return
     runs = {name: Variant(name, args.model_size, batches, device, ranks) for name in args.variants}
     for _ in range(args.rounds):
         for run in runs.values():
             run.take_turn(args.steps)
-    if rank == 0:
-        print_table(args, runs, device, ranks)
-    if ranks > 1:
-        dist.destroy_process_group()
+    yield from ((name, run.figures()) for name, run in runs.items())
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -70,7 +97,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=16_384, help="tokens of a micro-batch, multiple of 512")
     parser.add_argument("--steps", type=int, default=4, help="steps of a turn")
     parser.add_argument("--rounds", type=int, default=4, help="turns of each variant; the first warms up")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    usual = [name for name in VARIANTS if "FP8" not in name]
+    parser.add_argument("--variants", nargs="+", default=usual, choices=VARIANTS)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--fasta", type=Path, help="real sequences instead of random ones")
     args = parser.parse_args()
     if args.tokens % LONGEST or args.rounds < 2:
@@ -143,20 +172,23 @@ class Variant:
     def __init__(self, name: str, model_size: str, batches: dict, device: torch.device, ranks: int):
         torch.manual_seed(0)
         config = build_config(model_size)
-        packed = name.startswith("packed")
-        if packed:
+        self.packed = name.startswith("packed")
+        if self.packed:
             model = PackedEsmForMaskedLM(config)
+            model.compute_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+            if "compiled" in name:
+                model.compile_layers()
         else:
             config._attn_implementation = "eager" if "eager" in name else "sdpa"
             model = EsmForMaskedLM(config)
         model.esm.contact_head.requires_grad_(False)
         self.config, self.device, self.ranks = config, device, ranks
         model.to(device)
+        if "FP8" in name:
+            use_fp8(model, device)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         self.model = DistributedDataParallel(model) if ranks > 1 else model
-        if "compiled" in name:
-            self.model = torch.compile(self.model)
-        self.batches = batches["packed" if packed else "padded"]
+        self.batches = batches["packed" if self.packed else "padded"]
         self.position = 0
         self.turns: list[dict] = []
 
@@ -165,37 +197,44 @@ class Variant:
         synchronize(self.device)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        counts = np.zeros(4)
+        counts = np.zeros(len(Counts._fields))
         start = time.perf_counter()
         for _ in range(steps):
             batch = dict(self.batches[self.position % len(self.batches)])
             self.position += 1
-            counts += batch.pop("counts")
-            self.step(batch)
+            one = batch.pop("counts")
+            counts += one
+            self.step(batch, one.masked)
         synchronize(self.device)
         seconds = time.perf_counter() - start
-        residues, tokens, slots, squared = counts
-        memory = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else float("nan")
-        self.turns.append(
-            {
-                "residues": residues / seconds * self.ranks,
-                "padding": 1 - tokens / slots,
-                "tflops": training_flops(self.config, tokens, squared) / seconds / 1e12,
-                "memory": memory,
-            }
-        )
+        counts = Counts(*counts)
+        flops = training_flops(self.config, counts.tokens, counts.squared_lengths, counts.masked)
+        turn = {
+            "residues_per_second": counts.residues / seconds * self.ranks,
+            "padding": 1 - counts.tokens / counts.slots,
+            "tflops_per_device": flops / seconds / 1e12,
+        }
+        if self.device.type == "cuda":
+            turn["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        self.turns.append(turn)
 
-    def step(self, batch: dict) -> None:
+    def step(self, batch: dict, masked: int) -> None:
+        """One optimizer step of one micro-batch."""
         labels = batch.pop("labels")
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        autocast = self.device.type == "cuda" and not self.packed  # a packed model rounds by itself
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
             logits = self.model(**batch).logits
-        masked_lm_loss(logits, labels, labels.ne(IGNORED).sum()).backward()
+        masked_lm_loss(logits, labels, masked).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def figure(self, name: str) -> float:
-        """Median over the turns after the warm-up."""
-        return statistics.median(turn[name] for turn in self.turns[1:])
+    def figures(self) -> dict[str, float]:
+        """Medians over the turns after the warm-up."""
+        names = self.turns[0]
+        figures = {name: statistics.median(turn[name] for turn in self.turns[1:]) for name in names}
+        if peak := peak_tflops(device_name(self.device)):
+            figures["mfu"] = figures["tflops_per_device"] / peak
+        return figures
 
 
 def synchronize(device: torch.device) -> None:
@@ -205,28 +244,37 @@ def synchronize(device: torch.device) -> None:
         dist.barrier()
 
 
-def print_table(args: argparse.Namespace, runs: dict[str, Variant], device: torch.device, ranks: int) -> None:
-    base = next(iter(runs.values())).figure("residues")
-    peak = peak_tflops(device_name(device))
-    print(
-        f"{args.model_size}, {args.tokens:,} tokens, {ranks} process(es) on {device_name(device)}, "
-        f"{'bf16' if device.type == 'cuda' else 'fp32'}, torch {torch.__version__}; "
-        f"sequences: {args.fasta.name if args.fasta else 'random, seeded'}; "
-        f"median of {args.rounds - 1} turns of {args.steps} steps"
-    )
+def about(args: argparse.Namespace, device: torch.device, ranks: int) -> dict:
+    return {
+        "model_size": args.model_size,
+        "tokens": args.tokens,
+        "processes": ranks,
+        "device": device_name(device),
+        "precision": "bf16" if device.type == "cuda" else "fp32",
+        "torch": torch.__version__,
+        "sequences": args.fasta.name if args.fasta else "random, seeded",
+    }
+
+
+def print_table(args: argparse.Namespace, rows: dict[str, dict], device: torch.device, ranks: int) -> None:
+    facts = ", ".join(f"{name} {value}" for name, value in about(args, device, ranks).items())
+    print(f"{facts}; median of {args.rounds - 1} turns of {args.steps} steps")
     print("| variant | real residues/s | ratio | padding | TFLOPS/device | MFU | peak GB |")
     print("|---|---|---|---|---|---|---|")
-    for name, run in runs.items():
-        residues, tflops = run.figure("residues"), run.figure("tflops")
-        figures = [
-            f"{residues:,.0f}",
-            f"{residues / base:.2f}",
-            f"{run.figure('padding'):.1%}",
-            f"{tflops:.3g}",
+    base = next((row["residues_per_second"] for row in rows.values() if "failed" not in row), 1.0)
+    for name, row in rows.items():
+        if "failed" in row:
+            print(f"| {name} ({VARIANTS[name]}) | {row['failed']} | | | | | |")
+            continue
+        cells = [
+            f"{row['residues_per_second']:,.0f}",
+            f"{row['residues_per_second'] / base:.2f}",
+            f"{row['padding']:.1%}",
+            f"{row['tflops_per_device']:.3g}",
+            f"{row['mfu']:.1%}" if "mfu" in row else "-",
+            f"{row['peak_gb']:.1f}" if "peak_gb" in row else "-",
         ]
-        figures.append(f"{tflops / peak:.1%}" if peak else "-")
-        figures.append(f"{run.figure('memory'):.1f}" if device.type == "cuda" else "-")
-        print(f"| {name} ({VARIANTS[name]}) | {' | '.join(figures)} |")
+        print(f"| {name} ({VARIANTS[name]}) | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

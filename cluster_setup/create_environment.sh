@@ -12,6 +12,8 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 : "${VENV:=$ROOT/.venv}"
 : "${PYTHON:=python3}"
 MARK="$VENV/.made_from"
+# shellcheck source=cluster_setup/node_facts.sh
+source "$ROOT/cluster_setup/node_facts.sh"
 
 fail() {
     echo "create_environment.sh: error: $*" >&2
@@ -50,14 +52,16 @@ fingerprint() {
 # Checks imports, the GPU if there is one, then everything from synthetic proteins to two optimizer steps.
 verify() {
     local python="$VENV/bin/python"
+    local device fault
+    fault="$(gpu_fault)"
+    [ -z "$fault" ] || fail "$fault"
     [ -x "$python" ] || fail "no environment at $VENV; make it with: bash cluster_setup/create_environment.sh"
     scratch="$(mktemp -d)"
     trap 'rm -rf "$scratch"' EXIT # not a local, which would be gone by then
-    local device
     device="$("$python" -c 'import accelerate, bitsandbytes, datasets, peft, torch, transformers
 print(torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")' | tail -n 1)" ||
         fail "$(hostname): the packages in $VENV cannot be imported; delete $VENV and run this again"
-    if [ "$device" = CPU ] && command -v nvidia-smi > /dev/null && nvidia-smi --list-gpus > /dev/null 2>&1; then
+    if [ "$device" = CPU ] && [ -n "${CUDA_VISIBLE_DEVICES-unset}" ] && [ "$(working_gpus)" -gt 0 ]; then
         fail "$(hostname): PyTorch cannot use the GPU: compare the driver in nvidia-smi" \
             "with what this PyTorch needs (python -c 'import torch; print(torch.version.cuda)')"
     fi
@@ -83,7 +87,9 @@ verify_on_a_worker() {
         return
     fi
     export VENV
-    srun --nodes=1 --ntasks=1 --immediate=60 --job-name=verify bash "$ROOT/cluster_setup/create_environment.sh" \
+    local partition
+    partition="$(training_partition)"
+    srun ${partition:+--partition="$partition"} --nodes=1 --ntasks=1 --immediate=60 --job-name=verify bash "$ROOT/cluster_setup/create_environment.sh" \
         verify || fail "the check failed, or no worker was free for a minute (see sinfo); the packages are installed:" \
         "run this again when a worker is idle"
 }

@@ -2,6 +2,7 @@
 
     python cluster_setup/doctor.py                     this machine and, with Slurm, two nodes
     python cluster_setup/doctor.py --nodes 8 --shared_dir /fsx/$USER
+    CONTAINER_IMAGE=/fsx/$USER/esm2-hyperpod.sqsh python3 cluster_setup/doctor.py
 
 Each finding is one line, with a remedy if it is not ok. The exit code is 1 if anything is wrong.
 """
@@ -17,9 +18,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from node_probe import facts
+from node_probe import facts, shell_fact
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from esm2_hyperpod.cluster.instances import GPUS  # noqa: E402
 
 LITTLE_SPACE_GB = 100
 """UniRef50 takes about 60 GB as CSV and Arrow; the rest is for checkpoints."""
@@ -87,7 +91,7 @@ def check_node(name: str, node: dict, shared: Path) -> list[Finding]:
     """The findings about one node, from its facts (see node_probe.py)."""
     findings = []
     missing = [package for package, version in node["packages"].items() if version is None]
-    if missing:
+    if missing and "CONTAINER_IMAGE" not in os.environ:  # the packages are in the image then
         remedy = f"bash cluster_setup/create_environment.sh, or call its Python instead of {sys.executable}"
         findings.append(wrong(f"{name}: {', '.join(missing)} not installed", remedy))
     if node["free_gb"] is None:
@@ -97,10 +101,23 @@ def check_node(name: str, node: dict, shared: Path) -> list[Finding]:
     elif node["free_gb"] < LITTLE_SPACE_GB:
         free = f"{name}: {shared}: {node['free_gb']:.0f} GB free"
         findings.append(note(free, f"UniRef50 and checkpoints need about {LITTLE_SPACE_GB} GB"))
-    if any("fails" in gpu for gpu in node["gpus"]):
-        findings.append(wrong(f"{name}: {node['gpus'][0]}", "reboot or replace the node"))
+    findings += check_devices(name, node)
     gpus = f"{len(node['gpus'])} x {node['gpus'][0]}" if node["gpus"] else "no GPU"
     return [*findings, ok(f"{name}: Python {node['python']}, {gpus}, {node['efa']} EFA")]
+
+
+def check_devices(name: str, node: dict) -> list[Finding]:
+    """Whether the node has the GPUs and EFA devices of its instance type, and the GPUs work."""
+    if any("fails" in gpu for gpu in node["gpus"]):
+        return [wrong(f"{name}: {node['gpus'][0]}", "reboot or replace the node")]
+    if node["gpu_fault"]:
+        return [wrong(f"{name}: GPUs are missing", node["gpu_fault"])]
+    should = GPUS.get(f"ml.{node['instance_type']}")
+    if should is None or (len(node["gpus"]) >= should.count and node["efa"] >= should.efa):
+        return []
+    has = f"{len(node['gpus'])} GPU(s) and {node['efa']} EFA device(s)"
+    kind = f"{node['instance_type']}, which has {should.count} and {should.efa}"
+    return [wrong(f"{name}: has {has}, but is a {kind}", "have the node replaced")]
 
 
 def check_slurm() -> list[Finding]:
@@ -120,15 +137,40 @@ def check_slurm() -> list[Finding]:
     if int(settings.get("KillWait", "30 sec").split()[0]) < 30:
         kill = f"KillWait={settings['KillWait']}, so a cancelled job may be killed before it has saved"
         findings.append(note(kill, "set KillWait=30 in slurm.conf"))
+    findings += check_auto_resume(settings) if shell_fact("on_hyperpod && echo yes") else []
     out = command("sinfo", "--noheader", "--Node", "--states=down,drain,fail", "--format=%N is %T (%E)")
     remedy = "fix it, then: scontrol update nodename=NAME state=resume"
     return findings + [note(line, remedy) for line in sorted(set(out.stdout.splitlines()))]
 
 
+def check_auto_resume(settings: dict[str, str]) -> list[Finding]:
+    """What HyperPod's auto-resume needs; without it our wrappers requeue the job, which takes longer.
+
+    TaskPlugin and SchedulerParameters: AWS's page on what HyperPod manages in Slurm's configuration files.
+    PrologFlags: the plug-in's own `Config unsupported : PrologFlags=Alloc`, as quoted in pull request 584 of
+    awslabs/awsome-distributed-ai; Contain, X11 and others imply Alloc (slurm.conf's manual page).
+    """
+    remedy = "auto-resume will not work; set it so in slurm.conf, then: sudo scontrol reconfigure"
+    findings = []
+    if settings.get("TaskPlugin") != "task/none":
+        plugin = f"TaskPlugin={settings.get('TaskPlugin')}, not task/none"
+        findings.append(note(plugin, remedy))
+    if "permit_job_expansion" not in settings.get("SchedulerParameters", ""):
+        findings.append(note("SchedulerParameters lacks permit_job_expansion", remedy))
+    if settings.get("PrologFlags", "(null)") != "(null)":
+        findings.append(note(f"PrologFlags={settings['PrologFlags']}, not empty", remedy))
+    if "--auto-resume" not in command("srun", "--help").stdout:
+        findings.append(note("srun --help knows no --auto-resume", "the wrappers will requeue instead"))
+    return findings
+
+
 def check_nodes(here: dict, shared: Path, count: int) -> list[Finding]:
     """What each node reports, whether it agrees with this machine, and how fast the nodes communicate."""
-    srun = ["srun", f"--nodes={count}", *"--ntasks-per-node=1 --exclusive --immediate=60 --time=10".split()]
-    srun += ["--kill-on-bad-exit=1", "--wait=30"]  # the others must not wait for a node that fails
+    allocation = [f"--nodes={count}", *"--ntasks-per-node=1 --exclusive --immediate=60 --time=10".split()]
+    if partition := shell_fact("training_partition"):
+        allocation.append(f"--partition={partition}")
+    # The others must not wait for a node that fails.
+    srun = ["srun", *allocation, "--kill-on-bad-exit=1", "--wait=30"]
     probe = [sys.executable, str(ROOT / "cluster_setup" / "node_probe.py"), str(shared)]
     before = time.time()
     result = command(*srun, *probe)
@@ -147,7 +189,48 @@ def check_nodes(here: dict, shared: Path, count: int) -> list[Finding]:
         if not before - CLOCK_SECONDS < node["time"] < after + CLOCK_SECONDS:
             late = node["time"] - (before if node["time"] < before else after)
             findings.append(note(f"{name}: its clock is {late:+.0f} s off", "start chrony there"))
-    return findings if has_problems(findings) else [*findings, check_all_reduce(srun, count)]
+    step = srun
+    if "CONTAINER_IMAGE" in os.environ and not has_problems(findings):
+        same_nodes = f"--nodelist={','.join(node['node'] for node in nodes)}"
+        step = [*steps_of_the_wrappers(count), *allocation, same_nodes]
+        findings += check_container(step, nodes, shared)
+    return findings if has_problems(findings) else [*findings, *check_all_reduce(step, nodes)]
+
+
+def steps_of_the_wrappers(count: int) -> list[str]:
+    """The srun with which the wrappers start a job's step on `count` nodes."""
+    script = 'source "$REPOSITORY/cluster_setup/job_environment.sh"; set_step; printf "%s\\n" "${step[@]}"'
+    return command(
+        "bash", "-c", script, REPOSITORY=str(ROOT), SLURM_JOB_NUM_NODES=str(count)
+    ).stdout.splitlines()
+
+
+def check_container(step: list[str], nodes: list[dict], shared: Path) -> list[Finding]:
+    """Whether a step that asks for the container of CONTAINER_IMAGE is in it, with GPUs and packages."""
+    outside = {node["node"]: node for node in nodes}
+    result = command(*step, "python3", str(ROOT / "cluster_setup" / "node_probe.py"), str(shared))
+    inside = json_lines(result)
+    findings = []
+    if len(inside) < len(nodes):
+        why = f"a container starts on {len(inside)} of {len(nodes)} nodes ({last_line(result.stderr)})"
+        findings.append(
+            wrong(why, "see whether `srun --help` has --container-image, and make the image again")
+        )
+    for node in inside:
+        name, gpus = f"{node['node']}, container", len(outside[node["node"]]["gpus"])
+        if node["root"] == outside[node["node"]]["root"]:
+            remedy = "slurmd has not loaded pyxis: sudo systemctl restart slurmd on the node"
+            findings.append(wrong(f"{name}: --container-image is ignored, the step ran on the node", remedy))
+        elif len(node["gpus"]) < gpus:
+            remedy = (
+                "set NVIDIA_VISIBLE_DEVICES and NVIDIA_DRIVER_CAPABILITIES as in cluster_setup/Dockerfile"
+            )
+            findings.append(wrong(f"{name}: {len(node['gpus'])} of the node's {gpus} GPU(s)", remedy))
+        elif missing := [package for package, version in node["packages"].items() if version is None]:
+            findings.append(wrong(f"{name}: {', '.join(missing)} not installed", "make the image again"))
+        else:
+            findings.append(ok(f"{name}: Python {node['python']}, {len(node['gpus'])} GPU(s)"))
+    return findings
 
 
 def compare(node: dict, here: dict) -> list[Finding]:
@@ -161,19 +244,27 @@ def compare(node: dict, here: dict) -> list[Finding]:
     ]
 
 
-def check_all_reduce(srun: list[str], count: int) -> Finding:
-    """Time an all-reduce over the nodes, started the way a training job is."""
+def check_all_reduce(step: list[str], nodes: list[dict]) -> list[Finding]:
+    """Time an all-reduce over the nodes, started the way a training job is, and see which network it took."""
+    count = len(nodes)
     launch = str(ROOT / "cluster_setup" / "node_launch.sh")
-    environment = {"REPOSITORY": str(ROOT), "VENV": sys.prefix}
-    result = command(*srun, "bash", launch, "torchrun", "cluster_setup/all_reduce.py", **environment)
+    environment = {"REPOSITORY": str(ROOT), "VENV": sys.prefix, "NCCL_DEBUG": "INFO"}
+    result = command(*step, "bash", launch, "torchrun", "cluster_setup/all_reduce.py", **environment)
     timing = next((line for line in json_lines(result) if "all_reduce" in line), None)
     if timing is None:
         failed = f"all-reduce over {count} node(s) failed ({last_line(result.stderr)})"
-        return wrong(failed, "open all ports between the nodes (security group)")
+        return [wrong(failed, "open all ports between the nodes (security group)")]
     if not timing["all_reduce"]:
-        return wrong("all-reduce gave a wrong sum", "test the GPUs with dcgmi diag -r 3")
+        return [wrong("all-reduce gave a wrong sum", "test the GPUs with dcgmi diag -r 3")]
     speed = f"{timing['gb_per_second']:.2f} GB/s bus bandwidth"
-    return ok(f"all-reduce over {count} node(s), {timing['processes']} processes: {speed}")
+    text = f"all-reduce over {count} node(s), {timing['processes']} processes: {speed}"
+    if count == 1 or not all(node["efa"] for node in nodes):
+        return [ok(text)]
+    # What the plug-in for EFA prints: AWS's page "Get started with EFA and NCCL for ML workloads".
+    if "NET/OFI" not in result.stdout + result.stderr:
+        remedy = "install NCCL's plug-in for EFA (aws-ofi-nccl) there, see cluster_setup/Dockerfile"
+        return [wrong(f"{text}, over TCP although the nodes have EFA (no NET/OFI in NCCL's log)", remedy)]
+    return [ok(f"{text}, over EFA")]
 
 
 def command(*words: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
@@ -191,8 +282,9 @@ def json_lines(result: subprocess.CompletedProcess) -> list[dict]:
 
 
 def last_line(text: str) -> str:
-    """The last line that is not empty: there programs say why they failed."""
-    return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
+    """The last line that is not empty or srun's advice: there programs say why they failed."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
+    return lines[-1] if lines else "no message"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A SageMaker HyperPod Slurm cluster from cluster.yaml: plan, create, status, connect, scale, delete.
 
-python cluster_setup/hyperpod.py plan       # check everything and add up the cost, without AWS
+python cluster_setup/hyperpod.py plan       # check everything and add up the cost; makes nothing
 python cluster_setup/hyperpod.py create     # make it; resume if interrupted
 python cluster_setup/hyperpod.py delete     # list what bills, and remove it
 """
@@ -35,23 +35,29 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument(
             "--config", type=Path, default=HERE / "cluster.yaml", help="default: %(default)s"
         )
-        if name != "plan":
-            command.add_argument("--endpoint_url", help="an address to use instead of AWS's own, for tests")
+        command.add_argument("--endpoint_url", help="an address to use instead of AWS's own, for tests")
         if changes:
             command.add_argument(
                 "--dry_run", action="store_true", help="print what would be done and change nothing"
             )
         return command
 
-    plan = add("plan", "check cluster.yaml and print what will exist and what will bill, without AWS")
+    plan = add("plan", "check cluster.yaml and print what will exist and what it will cost")
     plan.add_argument("--json", action="store_true", help="print the CreateCluster request instead")
     create = add("create", "make network, storage and cluster; resume if interrupted", True)
     create.set_defaults(template=HERE / "network_and_storage.yaml")
-    for command in (plan, create):
+    status = add("status", "print the cluster's state, which workers idle, why any failed, and the cost")
+    for command in (plan, create, status):
         command.add_argument("--prices", type=Path, default=HERE / "prices.yaml", help="default: %(default)s")
-    add("status", "print the cluster's state, its nodes, and why any failed")
     connect = add("connect", "open a shell on the login node, else on the controller", True)
     connect.add_argument("--node", help="an instance id or a group (controller, login, workers) instead")
+    connect.add_argument(
+        "--ssh_config",
+        "--ssh-config",
+        action="store_true",
+        help="print an SSH host entry for the node instead",
+    )
+    connect.add_argument("--key", type=Path, help="with it, the public key (default: the one in ~/.ssh)")
     scaling = add("scale", "change the number of workers", True)
     scaling.add_argument("--count", type=int, required=True, help="the new number of workers")
     delete = add("delete", "list what still bills and remove it, data included", True)
@@ -65,9 +71,6 @@ def main() -> None:
     arguments = parse_arguments()
     makes = arguments.command in ("plan", "create", "scale")
     config = checked_config(arguments.config) if makes else read_config(arguments.config)
-    if arguments.command == "plan":
-        commands.plan(arguments, config)
-        return
     aws = Aws(config.region, arguments.endpoint_url)
     with readable_errors():
         getattr(commands, arguments.command)(arguments, config, aws)

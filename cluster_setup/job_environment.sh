@@ -17,12 +17,18 @@ export FSX_DIR DATASET_DIR REPOSITORY VENV GPUS_PER_NODE CONTAINER_IMAGE
 
 TO_BE_CONTINUED=75         # train.py: saved and stopped early
 TRIES_WITHOUT_PROGRESS=3   # how often in a row a process may be killed before a checkpoint is written
+: "${WATCH_SECONDS:=30}"   # how often a running job looks at what HyperPod says of its nodes
+: "${VERDICT_SECONDS:=30}" # how long a failed job waits for HyperPod's verdict on its nodes
+
+# shellcheck source=cluster_setup/node_facts.sh
+source "$REPOSITORY/cluster_setup/node_facts.sh"
 
 # Run `SCRIPT ARGUMENTS` with torchrun or accelerate: on all nodes of the Slurm job, or on this machine.
 launch() { # torchrun|accelerate SCRIPT ARGUMENTS
   local output_dir
   output_dir="$(output_dir_of "$@")"
   if in_slurm_job; then
+    refuse_foreign_nodes
     run_job "$output_dir" "$@"
   else
     exec bash "$REPOSITORY/cluster_setup/node_launch.sh" "$@"
@@ -46,13 +52,32 @@ in_slurm_job() {
   [ -n "${SLURM_JOB_ID:-}" ] && { [ -z "${SLURM_STEP_ID:-}" ] || [ "$SLURM_STEP_ID" -gt 4000000000 ]; }
 }
 
+# HyperPod's default partition, dev, has every node of the cluster (AWS's page on Slurm configuration), so a job in it
+# may have been given a login node.
+refuse_foreign_nodes() {
+  local partition nodes ours
+  if [ "${SLURM_JOB_PARTITION:-}" != dev ] || ! on_hyperpod; then return 0; fi
+  partition="$(training_partition)"
+  [ -n "$partition" ] || return 0
+  nodes="$(job_nodes)"
+  ours="$(sinfo --noheader --Node --partition="$partition" --nodes="$nodes" --format=%N | sort -u | wc -l)"
+  if [ "$ours" -lt "$SLURM_JOB_NUM_NODES" ]; then
+    echo "job $SLURM_JOB_ID: error: not all of $nodes are training nodes: submit it with sbatch" \
+      "--partition=$partition, or log in again, which sets SBATCH_PARTITION" >&2
+    exit 1
+  fi
+}
+
 # Run the step. If a process was killed, run it again in the same allocation. After an early stop or the loss
 # of a node, requeue the job.
 run_job() { # OUTPUT_DIR then as for launch
   local output_dir="$1" code tries=0 before
   shift
   local terminated=0 stopper=""
-  trap 'ask_to_stop "$output_dir"' USR1 # the time limit is near
+  watch_nodes &
+  watcher=$! # not a local, which would be gone when the trap runs
+  trap 'kill "$watcher" 2>/dev/null || true' EXIT
+  trap 'ask_to_stop "$output_dir"' USR1 # the time limit is near, or HyperPod wants a node back
   trap 'terminated=1' TERM              # scancel, preemption or a lost node: do not run the step again
   while true; do
     before="$(list_checkpoints "$output_dir")"
@@ -60,14 +85,12 @@ run_job() { # OUTPUT_DIR then as for launch
     STEP_TRY=$((tries + 1)) run_step "$@" || code=$?
     if [ -n "$stopper" ]; then kill "$stopper" && rm -f "$output_dir/stop"; fi
     if [ "$code" = 0 ] || [ "$terminated" = 1 ]; then return "$code"; fi
-    if [ "$code" -le 128 ] && [ "$code" != "$TO_BE_CONTINUED" ] && [ -z "$stopper" ] && nodes_answer; then
-      return "$code" # an error of the script, which would only happen again
-    fi
-    if [ "$code" -le 128 ] || [ -n "$stopper" ]; then
+    if [ "$code" = "$TO_BE_CONTINUED" ] || [ -n "$stopper" ] || ! nodes_are_well; then
       echo "requeueing job $SLURM_JOB_ID; it resumes from its last checkpoint"
       scontrol requeue "$SLURM_JOB_ID"
       return "$code"
     fi
+    if [ "$code" -le 128 ]; then return "$code"; fi # an error of the script, which would only happen again
     if [ "$before" != "$(list_checkpoints "$output_dir")" ]; then tries=0; fi
     tries=$((tries + 1))
     if [ "$tries" -ge "$TRIES_WITHOUT_PROGRESS" ]; then return "$code"; fi
@@ -75,14 +98,55 @@ run_job() { # OUTPUT_DIR then as for launch
   done
 }
 
-# The peers of a lost node fail long before Slurm notices the loss (SlurmdTimeout, minutes).
-nodes_answer() {
+# The peers of a lost node fail long before Slurm notices the loss (SlurmdTimeout, minutes), so ask the nodes
+# themselves. A node with a broken GPU does answer; HyperPod's health agent needs a moment to condemn it.
+nodes_are_well() {
+  if on_hyperpod; then sleep "$VERDICT_SECONDS"; fi
+  local condemned
+  condemned="$(condemned_nodes)"
+  if [ -n "$condemned" ]; then
+    echo "$condemned"
+    return 1
+  fi
   timeout 60 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --overlap true 2>/dev/null
+}
+
+# The job's nodes of now; SLURM_JOB_NODELIST does not know a node that HyperPod has put in as a replacement.
+job_nodes() { scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *NodeList=//p'; }
+
+# A line for each of the job's nodes that Slurm or HyperPod holds for broken. HyperPod's health agent sets the state
+# to FAIL and the reason to Action:Replace or Action:Reboot, and acts when the node's jobs have ended (AWS's page
+# "Manually replace or reboot a node using Slurm").
+condemned_nodes() {
+  scontrol show node --oneliner "$(job_nodes)" 2>/dev/null | awk '{
+    name = state = reason = ""
+    for (i = 1; i <= NF; i++) {
+      if ($i ~ /^NodeName=/) name = substr($i, 10)
+      if ($i ~ /^State=/) state = substr($i, 7)
+    }
+    if (match($0, / Reason=[^[]*/)) reason = substr($0, RSTART + 8, RLENGTH - 8)
+    sub(/ +$/, "", reason)
+    if (state ~ /FAIL|DOWN|DRAIN/ || reason ~ /^Action:/) print "node " name " is " state " (" reason ")"
+  }' || true
+}
+
+# Runs beside the step. HyperPod waits for the job to end before it acts on a node, so end it, with a checkpoint.
+watch_nodes() {
+  local condemned
+  while sleep "$WATCH_SECONDS" >/dev/null 2>&1; do
+    condemned="$(condemned_nodes | grep -F '(Action:' || true)"
+    if [ -n "$condemned" ]; then
+      echo "$condemned: asking the run to save and stop"
+      kill -USR1 $$
+      return
+    fi
+  done
 }
 
 # All ranks look for this file after each step. It is written repeatedly, because a run that is just starting
 # removes it as left over from an earlier run.
 ask_to_stop() {
+  [ -z "$stopper" ] || return 0
   mkdir -p "$1"
   while true; do touch "$1/stop" && sleep 2; done &
   stopper=$!
@@ -90,19 +154,28 @@ ask_to_stop() {
 
 list_checkpoints() { find "$1" -maxdepth 1 -name 'checkpoint-*' 2>/dev/null | sort || true; }
 
-# One task per node. When one has ended, the others have a minute to end with their own exit code; srun returns
-# the highest. --kill-on-bad-exit would hide "to be continued" behind SIGTERM. bash runs a trap only between
-# commands, so srun runs in the background, and we wait until it has ended, not until the next signal.
-run_step() {
-  local step=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=60)
-  if [ -d "${HYPERPOD_DIR:-/opt/sagemaker_cluster}" ] && srun --help | grep -q -- --auto-resume; then
-    step+=(--auto-resume=1) # HyperPod's plug-in; stock srun refuses it
-  fi
+# Sets `step`, the command that starts one task per node; doctor.py asks for it, too.
+#
+# A container goes without HyperPod's auto-resume. Sources disagree whether its plug-in and pyxis work in one step,
+# and nothing is lost: on nodes whose GPUs Slurm knows, it requeues the whole job (AWS's page "SageMaker HyperPod
+# release notes", August 20, 2024), and so does run_job.
+set_step() {
+  step=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=60)
   if [ -n "${CONTAINER_IMAGE:-}" ]; then
     local mounts="$REPOSITORY:$REPOSITORY,$FSX_DIR:$FSX_DIR" nvme="${NVME_DIR:-/opt/dlami/nvme}"
     if [ -d "$nvme" ]; then mounts="$mounts,$nvme:$nvme"; fi # train.py copies the dataset there
     step+=(--container-image="$CONTAINER_IMAGE" --container-workdir="$REPOSITORY" --container-mounts="$mounts")
+  elif on_hyperpod && srun --help | grep -q -- --auto-resume; then
+    step+=(--auto-resume=1) # HyperPod's plug-in; stock srun refuses it
   fi
+}
+
+# When one task has ended, the others have a minute to end with their own exit code; srun returns
+# the highest. --kill-on-bad-exit would hide "to be continued" behind SIGTERM. bash runs a trap only between
+# commands, so srun runs in the background, and we wait until it has ended, not until the next signal.
+run_step() {
+  local step
+  set_step
   "${step[@]}" bash "$REPOSITORY/cluster_setup/node_launch.sh" "$@" &
   local pid=$! code=0
   while true; do

@@ -6,14 +6,14 @@
 set -euo pipefail
 
 refuse() { echo "$(basename "$0"): error: $*" >&2; exit 1; }
+# shellcheck source=cluster_setup/node_facts.sh
+source "$(dirname "${BASH_SOURCE[0]}")/node_facts.sh"
 
 count_gpus() {
   if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
     tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -cE '^([0-9]|GPU-|MIG-)' || true
-  elif command -v nvidia-smi >/dev/null; then
-    nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true
   else
-    echo 0
+    working_gpus
   fi
 }
 
@@ -33,7 +33,7 @@ set_network() {
   if [ -n "$default_route" ]; then export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$default_route}"; fi
   if has_efa; then
     export FI_PROVIDER=efa FI_EFA_USE_HUGE_PAGE=0 # with huge pages DataLoader workers cannot fork
-    case "$(cat "${INSTANCE_TYPE_FILE:-/sys/devices/virtual/dmi/id/product_name}" 2>/dev/null)" in
+    case "$(instance_type)" in
       g5.* | g6.* | g6e.*) export NCCL_SHM_USE_CUDA_MEMCPY=1 ;;
     esac
   fi
@@ -67,7 +67,12 @@ python="${VENV:+$VENV/bin/python}"
 : "${python:=python3}"
 command -v "$python" >/dev/null || refuse "$python: no such Python; set VENV, or make it with: bash cluster_setup/create_environment.sh"
 
+fault="$(gpu_fault)"
+[ -z "$fault" ] || refuse "$fault"
 gpus="$(count_gpus)"
+if [ "$gpus" = 0 ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ] && [ "$CUDA_VISIBLE_DEVICES" != -1 ] && [ "$(working_gpus)" -gt 0 ]; then
+  refuse "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES hides the GPUs of $(uname -n): ask Slurm for them (sbatch --gres=gpu:N), or unset it"
+fi
 processes="${GPUS_PER_NODE:-$((gpus > 0 ? gpus : 1))}"
 [[ $processes =~ ^[1-9][0-9]*$ ]] || refuse "GPUS_PER_NODE=$processes: must be a number from 1 up"
 if [ "$gpus" -gt 0 ] && [ "$processes" -gt "$gpus" ]; then

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,10 @@ def facts(shared: Path, node: str) -> dict:
         "write_error": write_error(shared / f".doctor.{node}"),
         "free_gb": free_gb(shared),
         "gpus": gpus(),
+        "gpu_fault": shell_fact("gpu_fault"),
         "efa": efa_devices(),
+        "instance_type": shell_fact("instance_type"),
+        "root": root_folder(),
     }
 
 
@@ -77,8 +81,22 @@ def gpus() -> list[str]:
 
 def efa_devices() -> int:
     """Elastic Fabric Adapters of this node."""
-    vendors = Path("/sys/class/infiniband").glob("*/device/vendor")
+    vendors = Path(os.environ.get("INFINIBAND_DIR", "/sys/class/infiniband")).glob("*/device/vendor")
     return sum(vendor.read_text().strip() == AMAZON for vendor in vendors)
+
+
+def shell_fact(function: str) -> str:
+    """What a function of node_facts.sh prints."""
+    script = f"source {shlex.quote(str(ROOT / 'cluster_setup' / 'node_facts.sh'))}; {function}"
+    return subprocess.run(
+        ["/bin/bash", "-c", script], capture_output=True, text=True, timeout=60
+    ).stdout.strip()
+
+
+def root_folder() -> str:
+    """What tells the root folder of a container from that of its node."""
+    root = Path("/").stat()
+    return f"{root.st_dev}:{root.st_ino}"
 
 
 if __name__ == "__main__":

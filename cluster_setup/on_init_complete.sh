@@ -19,15 +19,27 @@ keep_shared_memory() {
         systemctl restart systemd-logind
 }
 
-# The file system's root belongs to root; FSX_DIR, where all paths of the project start, is /fsx/$USER.
+# Every node is also in HyperPod's partition dev, which is the default, a login node too. Jobs that ask for no
+# partition shall go to the workers.
+prefer_training_partition() {
+    mkdir -p "$ETC/profile.d" && cat > "$ETC/profile.d/esm2.sh" << 'PROFILE'
+if [ -z "${SBATCH_PARTITION:-}" ] && timeout 3 sinfo --noheader --partition=train --format=%R 2>/dev/null | grep -qx train; then
+    export SBATCH_PARTITION=train SALLOC_PARTITION=train SLURM_PARTITION=train
+fi
+PROFILE
+}
+
+# The file system's root belongs to root; FSX_DIR, where all paths of the project start, is /fsx/$USER. Where the
+# image has made the folder already, it stays as it is.
 make_user_folder() {
     if ! mountpoint --quiet "$FSX"; then
         warn "$FSX is not mounted"
         return 1
     fi
-    install -d -o "$NODE_USER" -g "$(id -gn "$NODE_USER")" "$FSX/$NODE_USER"
+    [ -d "$FSX/$NODE_USER" ] || install -d -o "$NODE_USER" -g "$(id -gn "$NODE_USER")" "$FSX/$NODE_USER"
 }
 
 keep_shared_memory || warn "jobs may lose shared memory when a user logs out: set RemoveIPC=no by hand"
+prefer_training_partition || warn "jobs may land on a login node: submit them with sbatch --partition=train"
 make_user_folder || warn "$FSX/$NODE_USER was not made; make it with: sudo install -d -o $NODE_USER $FSX/$NODE_USER"
 exit 0

@@ -7,9 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import EsmForMaskedLM
 
-from esm2_hyperpod.esm.model import SIZES, build_config
+from esm2_hyperpod.esm.model import build_config
 from esm2_hyperpod.pretraining.schedule import cosine_hold_factor, esm2_factor
 from esm2_hyperpod.pretraining.validation import residue_frequency_entropy, share_of_packs
+from esm2_hyperpod.sizes import SIZES
 from esm2_hyperpod.training.throughput import peak_tflops, training_flops
 
 
@@ -22,7 +23,7 @@ def test_flops_are_those_torch_counts():
         with FlopCounterMode(display=False) as counter:
             model(torch.randint(4, 24, (1, length))).logits.sum().backward()
         counted += counter.get_total_flops()
-    ours = training_flops(config, tokens=170, squared_lengths=50**2 + 120**2)
+    ours = training_flops(config, tokens=170, squared_lengths=50**2 + 120**2, predicted=170)
     # torch counts the backward of the first layer's input, which nothing asks for, as well as ours does
     assert counted == pytest.approx(ours, rel=0.01)
 
@@ -34,7 +35,12 @@ def test_sizes_are_esm2s(size, millions):
     with torch.device("meta"):
         model = EsmForMaskedLM(build_config(size))
     assert model.num_parameters() / 1e6 == pytest.approx(millions, rel=0.01)
-    assert set(SIZES) >= {size}
+    assert SIZES[size].parameters == pytest.approx(model.num_parameters(), rel=0.01)
+
+
+def test_checkpoints_are_as_large_as_they_were_measured():
+    assert SIZES["3B"].checkpoint_gb == pytest.approx(34, rel=0.01)
+    assert SIZES["15B"].checkpoint_gb == pytest.approx(181, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """quickstart.sh as a newcomer runs it, with fewer steps."""
 
 import re
+from pathlib import Path
 
-from helpers.commands import run
+import pytest
+from helpers.commands import on_demand, run
 
 
 def quickstart(folder, *flags: str, check: bool = True):
@@ -12,26 +14,42 @@ def quickstart(folder, *flags: str, check: bool = True):
     )  # fmt: skip
 
 
-def test_everything_runs_and_a_second_time_does_nothing(tmp_path):
-    log = quickstart(tmp_path, "--steps", "4").stdout
-    for made in (
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[Path, str]:
+    """The folder and the output of one run."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    return folder, quickstart(folder, "--steps", "4").stdout
+
+
+def results(log: str) -> str:
+    """The table at the end."""
+    return log[log.rindex("step  ") :]
+
+
+def test_everything_runs(made):
+    folder, log = made
+    for name in (
         "csv/manifest.json", "processed/arrow/manifest.json", "ddp/final_model/config.json",
         "fsdp/final_model/config.json", "localization/adapter/adapter_config.json",
         "ddp/training_curve.png", "fsdp/training_curve.png", "localization/confusion_matrix.png",
     ):  # fmt: skip
-        assert (tmp_path / made).is_file(), made
+        assert (folder / name).is_file(), name
     for run_folder in ("ddp", "fsdp", "localization"):
-        assert "The data are synthetic" in (tmp_path / run_folder / "run_report.md").read_text(), run_folder
+        assert "The data are synthetic" in (folder / run_folder / "run_report.md").read_text(), run_folder
     assert "$ python 0.download_data.py" in log and "FSDP2: " in log and "SYNTHETIC" in log
-    table = log[log.rindex("step  ") :]
+    table = results(log)
     assert re.search(r"0 download +\d+ +csv/ +12,000 records, [\d,]+ residues", table)
     assert len(re.findall(r"training loss \d\.\d+ -> \d\.\d+; validation perplexity", table)) == 2
     assert re.search(r"test accuracy 0\.\d+, majority class 0\.\d+", table)
 
-    again = quickstart(tmp_path, "--steps", "4").stdout
+
+@on_demand
+def test_a_second_time_does_nothing(made):
+    folder, log = made
+    again = quickstart(folder, "--steps", "4").stdout
     assert again.count("already") == 5
     figures = re.compile(r"(training loss.*|test accuracy.*)")
-    assert figures.findall(again) == figures.findall(table)
+    assert figures.findall(again) == figures.findall(results(log))
 
 
 def test_wrong_options_get_one_line(tmp_path):

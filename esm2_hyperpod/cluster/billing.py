@@ -1,9 +1,12 @@
-"""What bills, and what it costs an hour if `prices.yaml` has the price."""
+"""What bills, and what it costs an hour, by `prices.yaml` or AWS's price list."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from esm2_hyperpod.cluster.aws import Aws
 from esm2_hyperpod.cluster.config import ClusterConfig, read_yaml
+from esm2_hyperpod.cluster.pricing import current_prices, query
 from esm2_hyperpod.errors import UserError
 
 HOURS_IN_MONTH = 730  # what AWS divides a monthly price by
@@ -25,7 +28,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Prices:
-    """USD by price key as the user wrote them down, and where and when they were read."""
+    """USD by price key, and where and when they were read."""
 
     usd: dict[str, float]
     source: str | None
@@ -34,18 +37,35 @@ class Prices:
 
 def billed_items(config: ClusterConfig) -> list[Item]:
     """Everything with a price by the hour or month. Traffic, requests and logs also bill, by use."""
-    workers, fsx = config.workers, config.fsx
+    workers, fsx, disk = config.workers, config.fsx, config.workers.local_disk_gb
     items = [Item("controller", config.controller.instance_type, 1)]
     if config.login:
         items.append(Item("login node", config.login.instance_type, 1))
+    items.append(Item("workers", workers.instance_type, workers.count))
+    if disk is not None:
+        items.append(Item("disks of the workers", "ebs_gb_month", workers.count * disk))
     return [
         *items,
-        Item("workers", workers.instance_type, workers.count),
-        Item("disks of the workers", "ebs_gb_month", workers.count * workers.local_disk_gb),
         Item("FSx for Lustre", f"fsx_{fsx.throughput}_gb_month", fsx.size_gb),
         Item("NAT gateway", "nat_gateway", 1),
         Item("public address of the NAT gateway", "public_ipv4", 1),
     ]
+
+
+def items_there(
+    config: ClusterConfig, cluster: dict[str, Any] | None, resources: dict[str, str]
+) -> list[Item]:
+    """What of `billed_items` exists in AWS: the cluster's nodes of now, and the stack's resources."""
+    items = []
+    for group in cluster["InstanceGroups"] if cluster else []:
+        items.append(Item(group["InstanceGroupName"], group["InstanceType"], group["CurrentCount"]))
+        for storage in group.get("InstanceStorageConfigs", []):
+            if size := storage.get("EbsVolumeConfig", {}).get("VolumeSizeInGB"):
+                what = f"disks of {group['InstanceGroupName']}"
+                items.append(Item(what, "ebs_gb_month", group["CurrentCount"] * size))
+    needs = {"FSx for Lustre": "FileSystem", "NAT gateway": "NatGateway"}
+    needs["public address of the NAT gateway"] = "NatAddress"
+    return items + [item for item in billed_items(config) if needs.get(item.what) in resources]
 
 
 def load_prices(path: Path, region: str) -> Prices:
@@ -73,24 +93,35 @@ def load_prices(path: Path, region: str) -> Prices:
     return Prices(usd, source, str(read_on))
 
 
-def cost_table(config: ClusterConfig, prices: Prices) -> list[str]:
-    """Lines that say what bills, its USD an hour where known, and the sum."""
-    lines, total, unknown = [], 0.0, []
-    for item in billed_items(config):
+def known_prices(aws: Aws, path: Path, config: ClusterConfig, items: list[Item]) -> tuple[Prices, list[str]]:
+    """The prices in `path` and, for what it lacks, those of AWS's price list; and why some are missing."""
+    written = load_prices(path, config.region)
+    missing = [item.price_key for item in items if item.price_key not in written.usd]
+    found, read_on, reasons = current_prices(aws, missing)
+    sources = [f"{written.source}, read on {written.read_on}"] * bool(written.usd)
+    sources += [f"AWS's price list, read on {read_on}"] * bool(found)
+    return Prices(found | written.usd, "; ".join(sources), read_on), reasons
+
+
+def cost_table(aws: Aws, path: Path, config: ClusterConfig, items: list[Item]) -> list[str]:
+    """Lines that say what bills, its USD an hour, and the sum; what has no price comes with the question."""
+    prices, reasons = known_prices(aws, path, config, items)
+    lines, total, questions = [], 0.0, []
+    for item in items:
         unit = " GB" if item.price_key.endswith("_gb_month") else " x"
         if item.price_key in prices.usd:
             cost = item.usd_per_hour(prices.usd[item.price_key])
             total += cost
             shown = f"{cost:10.3f}"
         else:
-            unknown.append(item.price_key)
-            shown = f"{'?':>10}"
+            questions.append(f"{item.price_key}: {query(item.price_key).command(config.region)}")
+            shown = f"{'not known':>10}"
         lines.append(f"{shown}  {item.what}: {item.quantity:g}{unit} {item.price_key}")
-    if unknown:
-        at_least = f"at least {total:.2f} USD an hour; " if prices.usd else ""
-        lines.append(f"{at_least}prices not filled in: {', '.join(unknown)}")
-    else:
-        lines.append(f"{total:10.3f}  USD an hour, {24 * total:.2f} a day while all of it exists")
+    more = ", and what is not known" * bool(questions)
     if prices.usd:
-        lines.append(f"prices read on {prices.read_on} from {prices.source}")
+        lines.append(f"{total:10.3f}  USD an hour, {24 * total:.2f} a day while all of it exists{more}")
+        lines.append(f"prices: {prices.source}")
+    lines += reasons
+    if questions:
+        lines += ["what is not known: write it into prices.yaml, or ask AWS:", *(f"  {q}" for q in questions)]
     return lines

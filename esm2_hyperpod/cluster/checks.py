@@ -1,4 +1,4 @@
-"""Checks before anything is made: the file, the rendered request, then zones and quotas in AWS."""
+"""Checks before anything is made: the file, the request, then training plan, zones and quotas in AWS."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,13 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from esm2_hyperpod.cluster import instances
 from esm2_hyperpod.cluster.aws import Aws
 from esm2_hyperpod.cluster.config import ClusterConfig, load_config
+from esm2_hyperpod.cluster.quotas import instance_counts, quota_problems
 from esm2_hyperpod.cluster.request import StackOutputs, create_cluster_request, example_outputs
 from esm2_hyperpod.cluster.rules import config_problems
 from esm2_hyperpod.cluster.schema import request_problems
+from esm2_hyperpod.cluster.training_plan import training_plan_problems
 from esm2_hyperpod.errors import UserError, problem
 
 # Where in cluster.yaml a part of the request comes from; "workers" stands for the group's own name.
@@ -19,6 +20,7 @@ _FIELD_OF = [
     (r"ClusterName", "name"),
     (r"InstanceGroups\[(\d+)\]\.InstanceType", "workers.instance_type"),
     (r"InstanceGroups\[(\d+)\]\.InstanceCount", "workers.count"),
+    (r"InstanceGroups\[(\d+)\]\.MinInstanceCount", "workers.min_count"),
     (r"InstanceGroups\[(\d+)\]\.TrainingPlanArn", "workers.training_plan_arn"),
     (r"InstanceGroups\[(\d+)\]\.InstanceStorageConfigs.*VolumeSizeInGB", "workers.local_disk_gb"),
     (r"InstanceGroups\[(\d+)\]\.LifeCycleConfig\.\w+", "options.on_init_complete"),
@@ -62,33 +64,28 @@ def checked_request(config: ClusterConfig, stack: StackOutputs) -> dict[str, Any
     return request
 
 
-def preflight(aws: Aws, config: ClusterConfig) -> None:
-    """Raise `UserError` if the zone lacks an instance type or a quota is too low for this cluster.
+def preflight(aws: Aws, config: ClusterConfig, with_network: bool = False, workers: int = 0) -> None:
+    """Raise `UserError` if a training plan, the zone or a quota does not allow this cluster.
 
-    If AWS refuses to answer, because a permission is missing, that is printed and creation continues.
+    `with_network` checks for the stack, too; `workers` is how many the cluster has. What AWS does not answer,
+    because a permission is missing, is printed, and creation continues.
     """
-    count = instance_counts(config)
     problems = []
-    for question in (_zone_problems, _quota_problems):
+    for what, question in (
+        ("the training plan", lambda: training_plan_problems(aws, config, workers)),
+        ("the zone", lambda: _zone_problems(aws, config)),
+    ):
         try:
-            problems += question(aws, config, count)
+            problems += question()
         except ClientError as error:
-            code = error.response["Error"]["Code"]
-            print(
-                f"cannot check {question.__name__.strip('_').split('_')[0]}s: {error.operation_name}: {code}"
-            )
+            print(f"{what}: not checked: {error.operation_name}: {error.response['Error']['Code']}")
+    too_low, unchecked = quota_problems(aws, config, with_network)
+    problems += too_low
+    for line in unchecked:
+        print(line)
     if problems:
         listed = "".join(f"\n  {line}" for line in problems)
         raise UserError(f"AWS would refuse this cluster; nothing was created{listed}")
-
-
-def instance_counts(config: ClusterConfig) -> dict[str, int]:
-    """How many nodes of each instance type the cluster has."""
-    count = {config.workers.instance_type: config.workers.count}
-    for group in (config.controller, config.login):
-        if group:
-            count[group.instance_type] = count.get(group.instance_type, 0) + 1
-    return count
 
 
 def _refuse(path: Path, problems: list[str]) -> None:
@@ -110,9 +107,9 @@ def _in_terms_of_file(line: str, config: ClusterConfig) -> str:
     return line
 
 
-def _zone_problems(aws: Aws, config: ClusterConfig, count: dict[str, int]) -> list[str]:
+def _zone_problems(aws: Aws, config: ClusterConfig) -> list[str]:
     problems = []
-    for instance_type in count:
+    for instance_type in instance_counts(config):
         offers = aws.client("ec2").describe_instance_type_offerings(
             LocationType="availability-zone",
             Filters=[{"Name": "instance-type", "Values": [instance_type.removeprefix("ml.")]}],
@@ -122,22 +119,4 @@ def _zone_problems(aws: Aws, config: ClusterConfig, count: dict[str, int]) -> li
             remedy = f"use one of {', '.join(zones)}" if zones else f"no zone of {config.region} has it"
             wrong = f"has no {instance_type}"
             problems.append(problem("availability_zone", config.availability_zone, wrong, remedy))
-    return problems
-
-
-def _quota_problems(aws: Aws, config: ClusterConfig, count: dict[str, int]) -> list[str]:
-    pages = (
-        aws.client("service-quotas").get_paginator("list_service_quotas").paginate(ServiceCode="sagemaker")
-    )
-    quotas = {quota["QuotaName"]: quota for page in pages for quota in page["Quotas"]}
-    problems = []
-    for instance_type, wanted in count.items():
-        quota = quotas.get(instances.quota_name(instance_type))
-        if quota and quota["Value"] < wanted:
-            remedy = (
-                "ask for more: aws service-quotas request-service-quota-increase --service-code sagemaker "
-                f"--quota-code {quota['QuotaCode']} --desired-value {wanted} --region {config.region}"
-            )
-            wrong = f"the cluster needs {wanted}"
-            problems.append(problem(f"quota '{quota['QuotaName']}'", quota["Value"], wrong, remedy))
     return problems

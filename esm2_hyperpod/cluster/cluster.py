@@ -1,5 +1,6 @@
 """The cluster itself: find it, create it, follow it, scale it, and say what went wrong with it."""
 
+import datetime
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -11,6 +12,7 @@ from esm2_hyperpod.errors import UserError
 CREATE_MINUTES = 120
 DELETE_MINUTES = 60
 LATEST_EVENTS = 5
+EVENT_MINUTES = 60  # an older error event has been dealt with, or has come again
 _HOPELESS = {
     "Failed": "remove it with `hyperpod.py delete --keep_stack`, then create it again",
     "RollingBack": "wait until AWS has restored its previous state, then run the same command again",
@@ -50,22 +52,24 @@ def ensure_cluster(aws: Aws, request: dict[str, Any]) -> None:
     if cluster and cluster["ClusterStatus"] == "Deleting":
         wait_deleted(aws, name)
         cluster = None
+    least = None
     if cluster:
         print(f"cluster {name} exists: {cluster['ClusterStatus']}")
         _check_same_groups(cluster, request)
     else:
+        least = request["InstanceGroups"][-1].get("MinInstanceCount")
         print(f"creating cluster {name} (15 to 30 minutes, longer if capacity is short)")
         try:
             aws.client("sagemaker").create_cluster(**request)
         except ClientError as error:
             if error.response["Error"]["Code"] != "ResourceInUse":  # made since we looked
                 raise
-    wait_until(lambda: _observe_running(aws, name), CREATE_MINUTES)
+    wait_until(lambda: _observe_running(aws, name, least=least), CREATE_MINUTES)
 
 
 def change_workers(aws: Aws, name: str, count: int, dry_run: bool) -> None:
     """Set the number of workers. Everything else about the group is sent as AWS describes it."""
-    group = _group(existing_cluster(aws, name), "workers")
+    group = find_group(existing_cluster(aws, name), "workers")
     current = group["TargetCount"]
     if current == count:
         print(f"cluster {name} already has {count} workers")
@@ -84,7 +88,10 @@ def change_workers(aws: Aws, name: str, count: int, dry_run: bool) -> None:
 def specification(group: dict[str, Any], count: int) -> dict[str, Any]:
     """UpdateCluster's specification of a group that DescribeCluster describes, with `count` nodes."""
     accepted = sagemaker_model().shape_for("ClusterInstanceGroupSpecification").members
-    return {key: value for key, value in group.items() if key in accepted} | {"InstanceCount": count}
+    kept = {key: value for key, value in group.items() if key in accepted}
+    if group.get("MinCount"):  # the same under another name, and never above the count
+        kept["MinInstanceCount"] = min(group["MinCount"], count)
+    return kept | {"InstanceCount": count}
 
 
 def delete_cluster(aws: Aws, name: str) -> None:
@@ -102,12 +109,12 @@ def wait_deleted(aws: Aws, name: str) -> None:
     wait_until(lambda: _observe_deletion(aws, name), DELETE_MINUTES)
 
 
-def failure_lines(aws: Aws, cluster: dict[str, Any]) -> list[str]:
-    """The cluster's own message, its error events, its failed nodes' messages, and the log to read."""
+def failure_lines(aws: Aws, cluster: dict[str, Any], nodes: list[dict[str, Any]]) -> list[str]:
+    """The cluster's own message, its latest error events, its failed nodes' messages, the log to read."""
     lines = [cluster["FailureMessage"]] if cluster.get("FailureMessage") else []
     if cluster.get("NodeProvisioningMode") == "Continuous":  # AWS keeps events of no other clusters
         lines += _error_events(aws, cluster["ClusterName"])
-    lines += _failed_nodes(aws, cluster["ClusterName"])
+    lines += _failed_nodes(nodes)
     if lines:
         lines.append(f"set-up logs of the nodes: aws logs tail {log_group(cluster)} --region {aws.region}")
     return [" ".join(line.split()) for line in lines]
@@ -123,22 +130,37 @@ def cluster_id(cluster: dict[str, Any]) -> str:
     return cluster["ClusterArn"].rpartition("/")[2]
 
 
-def _observe_running(aws: Aws, name: str, workers: int | None = None) -> tuple[str, bool]:
-    """The cluster's state in a line, and whether it is in service with all nodes (`workers` of them)."""
+def _observe_running(
+    aws: Aws, name: str, workers: int | None = None, least: int | None = None
+) -> tuple[str, bool]:
+    """The cluster's state in a line, and whether it is in service and all its nodes are `Running`.
+
+    `workers` is how many of them there shall be. Raises `UserError` when waiting has become pointless, as
+    when AWS did not find `least` workers in its three hours and has set their number to 0.
+    """
     cluster = find_cluster(aws, name)
     if cluster is None:
         raise UserError(f"cluster {name}: deleted while waiting for it; create it with: hyperpod.py create")
     status = cluster["ClusterStatus"]
-    reasons = failure_lines(aws, cluster)
+    nodes = list_nodes(aws, name)
+    reasons = failure_lines(aws, cluster, nodes)
     if status in _HOPELESS:
         listed = "".join(f"\n  {line}" for line in reasons)
         raise UserError(f"cluster {name}: {status}; correct the cause below, {_HOPELESS[status]}{listed}")
-    count = {g["InstanceGroupName"]: g["CurrentCount"] for g in cluster["InstanceGroups"]}
     target = {g["InstanceGroupName"]: g["TargetCount"] for g in cluster["InstanceGroups"]}
-    done = status == "InService" and count == target and workers in (None, count.get("workers"))
-    nodes = ", ".join(f"{group} {count[group]}/{target[group]}" for group in count)
+    if least and target["workers"] == 0:
+        raise UserError(
+            f"cluster {name}: AWS did not find workers.min_count = {least} workers in 3 hours, has removed "
+            "those it had, and set their number to 0; try another zone or type, or later: "
+            "hyperpod.py scale --count N"
+        )
+    running = dict.fromkeys(target, 0)
+    for node in nodes:
+        running[node["InstanceGroupName"]] += node["InstanceStatus"]["Status"] == "Running"
+    done = status == "InService" and running == target and workers in (None, running.get("workers"))
+    shown = ", ".join(f"{group} {running[group]}/{target[group]}" for group in target)
     problem = f"; latest problem: {reasons[0]}" if reasons and not done else ""
-    return f"cluster {name}: {status}; nodes: {nodes}{problem}", done
+    return f"cluster {name}: {status}; running nodes: {shown}{problem}", done
 
 
 def _observe_deletion(aws: Aws, name: str) -> tuple[str, bool]:
@@ -146,12 +168,13 @@ def _observe_deletion(aws: Aws, name: str) -> tuple[str, bool]:
     if cluster is None:
         return f"cluster {name}: gone", True
     if cluster["ClusterStatus"] == "Failed":
-        reasons = "; ".join(failure_lines(aws, cluster))
+        reasons = "; ".join(failure_lines(aws, cluster, list_nodes(aws, name)))
         raise UserError(f"cluster {name}: could not be deleted and may still bill: {reasons}")
     return f"cluster {name}: {cluster['ClusterStatus']}", False
 
 
-def _group(cluster: dict[str, Any], name: str) -> dict[str, Any]:
+def find_group(cluster: dict[str, Any], name: str) -> dict[str, Any]:
+    """One of DescribeCluster's groups; raises `UserError` if there is none of that name."""
     groups = {group["InstanceGroupName"]: group for group in cluster["InstanceGroups"]}
     if name not in groups:
         raise UserError(f"cluster {cluster['ClusterName']}: has no group {name!r}, only {', '.join(groups)}")
@@ -167,14 +190,15 @@ def _check_same_groups(cluster: dict[str, Any], request: dict[str, Any]) -> None
             "back, or remove the cluster with `hyperpod.py delete --keep_stack` and create it again"
         )
     wanted = {g["InstanceGroupName"]: g["InstanceCount"] for g in request["InstanceGroups"]}["workers"]
-    current = _group(cluster, "workers")["TargetCount"]
+    current = find_group(cluster, "workers")["TargetCount"]
     if current != wanted:
         print(f"it has {current} workers, cluster.yaml asks for {wanted}: change it with hyperpod.py scale")
 
 
 def _error_events(aws: Aws, name: str) -> list[str]:
     sagemaker = aws.client("sagemaker")
-    newest = {"SortBy": "EventTime", "SortOrder": "Descending", "MaxResults": 100}
+    begin = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(minutes=EVENT_MINUTES)
+    newest = {"SortBy": "EventTime", "SortOrder": "Descending", "MaxResults": 100, "EventTimeAfter": begin}
     try:
         events = sagemaker.list_cluster_events(ClusterName=name, **newest)["Events"]
         errors = [event for event in events if event.get("EventLevel") == "Error"]
@@ -192,9 +216,9 @@ def _event_line(sagemaker: Any, name: str, event: dict[str, Any]) -> str:
     return f"{event['EventTime']:%H:%M} {where}: {'; '.join(messages) or event.get('Description', '')}"
 
 
-def _failed_nodes(aws: Aws, name: str) -> list[str]:
+def _failed_nodes(nodes: list[dict[str, Any]]) -> list[str]:
     return [
         f"node {node['InstanceId']} of {node['InstanceGroupName']}: {node['InstanceStatus']['Message']}"
-        for node in list_nodes(aws, name)
+        for node in nodes
         if node["InstanceStatus"]["Status"] == "Failure" and node["InstanceStatus"].get("Message")
     ]

@@ -3,42 +3,49 @@
 import dataclasses
 import json
 import os
-import shutil
+import re
 import sys
 from argparse import Namespace
 from typing import Any
 
-from esm2_hyperpod.cluster import instances
+from esm2_hyperpod.cluster import instances, ssh
 from esm2_hyperpod.cluster.aws import Aws
-from esm2_hyperpod.cluster.billing import cost_table, load_prices
-from esm2_hyperpod.cluster.checks import checked_request, instance_counts, preflight
+from esm2_hyperpod.cluster.billing import billed_items, cost_table, items_there
+from esm2_hyperpod.cluster.checks import checked_request, preflight
 from esm2_hyperpod.cluster.cluster import (
     change_workers,
-    cluster_id,
     ensure_cluster,
     existing_cluster,
     failure_lines,
     find_cluster,
+    find_group,
     list_nodes,
 )
 from esm2_hyperpod.cluster.config import ClusterConfig
+from esm2_hyperpod.cluster.quotas import IN_ALL_CLUSTERS, IN_ONE_CLUSTER, instance_counts
 from esm2_hyperpod.cluster.removal import remove, take_inventory
 from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
 from esm2_hyperpod.cluster.rules import config_problems
+from esm2_hyperpod.cluster.sessions import (
+    choose_node,
+    idle_times,
+    missing_tool,
+    run_on_node,
+    session_command,
+    session_target,
+)
 from esm2_hyperpod.cluster.stack import ensure_stack, find_stack, upload_script
 from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.sizes import SIZES
 
-_INSTALL = {
-    "aws": "https://docs.aws.amazon.com/cli/latest/userguide/getting-started-install.html",
-    "session-manager-plugin": (
-        "https://docs.aws.amazon.com/systems-manager/latest/userguide/"
-        "session-manager-working-with-install-plugin.html"
-    ),
-}
+UNIREF50_GB = 60  # as CSV and Arrow
+CHECKPOINTS = 4  # three kept and the one being written
+SHARE_OF_STATE = 0.5  # the rest of the GPUs' memory is for activations
+SIGNAL_SECONDS = 840  # 3.train_fsdp.sh asks for 900, and Slurm's clock goes by the minute
 
 
-def plan(arguments: Namespace, config: ClusterConfig) -> None:
-    """Print what will exist, what will bill, and what only AWS can confirm."""
+def plan(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
+    """Print what will exist, what will bill, and what only AWS can confirm; asks AWS for prices only."""
     if arguments.json:
         print(json.dumps(create_cluster_request(config, example_outputs(config)), indent=2))
         return
@@ -50,16 +57,20 @@ def plan(arguments: Namespace, config: ClusterConfig) -> None:
     each = f", each with {instances.describe(workers.instance_type)}"
     print(f"  workers: {workers.count} x {workers.instance_type}{each}")
     print(f"  /fsx: FSx for Lustre, {config.fsx.size_gb} GB, {config.fsx.throughput} MB/s for each TiB")
+    print("\n".join(f"    {line}" for line in checkpoint_lines(config)))
     print(f"  stack {config.stack_name}: the file system, a VPC, NAT gateway, role, bucket")
     if workers.count > 1 and instances.efa_devices(workers.instance_type) == 0:
         print(
             f"note: {workers.instance_type} has no EFA: {workers.count} nodes will exchange gradients slowly"
         )
     print("\nUSD an hour; traffic, requests and logs also bill, by use")
-    print("\n".join(cost_table(config, load_prices(arguments.prices, config.region))))
+    print("\n".join(cost_table(aws, arguments.prices, config, billed_items(config))))
     print("\n`create` first checks these with AWS; a new account often has quotas of 0")
     for instance_type, count in instance_counts(config).items():
         print(f"  quota '{instances.quota_name(instance_type)}' of {count} or more")
+    for quota in (IN_ONE_CLUSTER, IN_ALL_CLUSTERS):
+        print(f"  quota '{quota}' of {sum(instance_counts(config).values())} or more")
+    print("  quotas for one more VPC, internet gateway, NAT gateway and Elastic IP")
     print(f"  {', '.join(instance_counts(config))} offered in {config.availability_zone}")
 
 
@@ -67,9 +78,9 @@ def create(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     """Stack, set-up script, cluster: each is made only if it does not exist yet."""
     cluster, stack = find_cluster(aws, config.name), find_stack(aws, config.stack_name)
     if cluster is None:
-        preflight(aws, config)
+        preflight(aws, config, with_network=stack is None)
     print("USD an hour")
-    print("\n".join(cost_table(config, load_prices(arguments.prices, config.region))))
+    print("\n".join(cost_table(aws, arguments.prices, config, billed_items(config))))
     if arguments.dry_run:
         for name, there in ((f"stack {config.stack_name}", stack), (f"cluster {config.name}", cluster)):
             print(f"{name}: {'exists, would be kept' if there else 'would be made'}")
@@ -82,8 +93,31 @@ def create(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     print("ready; open a shell with: python cluster_setup/hyperpod.py connect")
 
 
-def status(_: Namespace, config: ClusterConfig, aws: Aws) -> None:
-    """The cluster, its nodes, what went wrong, and what bills."""
+def checkpoint_lines(config: ClusterConfig) -> list[str]:
+    """What the largest model that the workers can train asks of /fsx: space, and time before a limit."""
+    gpus, fsx = instances.GPUS.get(config.workers.instance_type), config.fsx
+    memory = config.workers.count * gpus.count * gpus.memory_gb if gpus else 0
+    trainable = [name for name, size in SIZES.items() if size.training_gb < memory * SHARE_OF_STATE]
+    if not trainable:
+        return []
+    gb, speed = SIZES[trainable[-1]].checkpoint_gb, fsx.size_gb / 1024 * fsx.throughput
+    seconds, needed = 1000 * gb / speed, UNIREF50_GB + CHECKPOINTS * gb
+    lines = [
+        f"a checkpoint of {trainable[-1]}, the largest model for these workers: {gb:.0f} GB, {seconds:.0f} s "
+        f"at {speed:.0f} MB/s; with the data, {CHECKPOINTS} of them take {needed:.0f} GB"
+    ]
+    if needed > fsx.size_gb:
+        lines.append("note: that does not fit; raise fsx.size_gb")
+    if seconds > SIGNAL_SECONDS:
+        lines.append(
+            f"note: before a time limit it needs more than {SIGNAL_SECONDS} s: raise fsx.throughput, or "
+            f"sbatch --signal=B:USR1@{2 * seconds:.0f}"
+        )
+    return lines
+
+
+def status(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
+    """The cluster, its nodes, which workers idle, what went wrong, and what an hour costs."""
     cluster = find_cluster(aws, config.name)
     if cluster is None:
         print(f"cluster {config.name} in {config.region}: does not exist")
@@ -92,41 +126,86 @@ def status(_: Namespace, config: ClusterConfig, aws: Aws) -> None:
         for group in cluster["InstanceGroups"]:
             count = f"{group['CurrentCount']} of {group['TargetCount']} nodes"
             print(f"  {group['InstanceGroupName']}: {count}, {group['InstanceType']}")
-        for node in list_nodes(aws, config.name):
-            state = node["InstanceStatus"]["Status"]
-            print(f"  {node['InstanceId']}  {node['InstanceGroupName']:<10}  {state}")
-        for line in failure_lines(aws, cluster):
-            print(f"  problem: {line}")
-    lines = take_inventory(aws, config).lines()
+        _print_nodes(aws, cluster)
+    found = take_inventory(aws, config)
+    lines = found.lines()
     _print_list("bills now:" if lines else "nothing bills", lines)
+    if items := items_there(config, found.cluster, found.resources):
+        print("USD an hour")
+        print("\n".join(cost_table(aws, arguments.prices, config, items)))
+
+
+def _print_nodes(aws: Aws, cluster: dict[str, Any]) -> None:
+    nodes = list_nodes(aws, cluster["ClusterName"])
+    idle, unknown = {}, None
+    if any(node["InstanceGroupName"] == "workers" for node in nodes):
+        idle, unknown = idle_times(aws, cluster, nodes)
+    for node in nodes:
+        state = node["InstanceStatus"]["Status"]
+        if node["InstanceId"] in idle and node["InstanceGroupName"] == "workers":
+            minutes = int(idle[node["InstanceId"]].total_seconds() // 60)
+            state += f", idle for {minutes // 60} h {minutes % 60} min: it bills"
+        print(f"  {node['InstanceId']}  {node['InstanceGroupName']:<10}  {state}")
+    if unknown:
+        print(f"  which workers idle is not known: {unknown}")
+    for line in failure_lines(aws, cluster, nodes):
+        print(f"  problem: {line}")
 
 
 def connect(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     """Replace this process by a shell on a node, by way of AWS Systems Manager: no SSH key, no open port.
 
-    Raises `UserError` if there is no such running node, or the tools for it are not installed.
+    With --ssh_config print a host entry for ~/.ssh/config instead, and give the node the user's key. Raises
+    `UserError` if there is no such running node, or the tools for it are not installed.
     """
+    if arguments.key and not arguments.ssh_config:
+        raise UserError("--key goes with --ssh_config; a shell needs no key")
     cluster = existing_cluster(aws, config.name)
-    node = _choose(list_nodes(aws, config.name), arguments.node)
-    target = f"sagemaker-cluster:{cluster_id(cluster)}_{node['InstanceGroupName']}-{node['InstanceId']}"
-    command = ["aws", "ssm", "start-session", "--region", aws.region, "--target", target]
+    node = choose_node(list_nodes(aws, config.name), arguments.node)
+    target = session_target(cluster, node)
+    command = session_command(aws, target)
+    if arguments.ssh_config:
+        _ssh_config(arguments, config, aws, target, node["InstanceId"])
+        return
     if arguments.dry_run:
         print(" ".join(command))
         return
-    for tool, address in _INSTALL.items():
-        if shutil.which(tool) is None:
-            raise UserError(f"{tool} is not installed; get it from {address}")
+    if missing := missing_tool():
+        raise UserError(missing)
     os.execvp(command[0], command)
+
+
+def _ssh_config(arguments: Namespace, config: ClusterConfig, aws: Aws, target: str, instance_id: str) -> None:
+    """The entry goes to stdout, so that >> ~/.ssh/config takes it; all else to stderr."""
+    key = ssh.find_key(arguments.key)
+    if not arguments.dry_run:
+        if missing := missing_tool():
+            raise UserError(missing)
+        said = run_on_node(aws, target, ssh.authorize(key))
+        if not re.search(r"^authorized\s*$", said, re.M):
+            why = " ".join(said.split())[:200]
+            raise UserError(f"the node did not take {key}: {why}; try again in a minute")
+        print(f"the node lets in {key}; after it is replaced, run this again", file=sys.stderr)
+    print(ssh.host_entry(config.name, instance_id, session_command(aws, target), key), end="")
+    for use in ssh.uses(config.name):
+        print(f"  {use}", file=sys.stderr)
 
 
 def scale(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     """Change the number of workers, if the rules and AWS's quota allow it."""
-    wanted = dataclasses.replace(config, workers=dataclasses.replace(config.workers, count=arguments.count))
+    workers = dataclasses.replace(config.workers, count=arguments.count, min_count=None)
+    wanted = dataclasses.replace(config, workers=workers)
     if problems := config_problems(wanted):
         raise UserError("; ".join(problems))
-    preflight(aws, wanted)
+    group = find_group(existing_cluster(aws, config.name), "workers")
+    preflight(aws, wanted, workers=group["CurrentCount"])
     change_workers(aws, config.name, arguments.count, arguments.dry_run)
-    if arguments.count != config.workers.count and not arguments.dry_run:
+    if arguments.dry_run:
+        return
+    if arguments.count == 0:
+        back = f"hyperpod.py scale --count {config.workers.count or 1}"
+        print(f"no worker bills; all else still does (hyperpod.py status); get workers back with: {back}")
+    elif arguments.count != config.workers.count:
         print(f"also write workers.count: {arguments.count} into {arguments.config}")
 
 
@@ -161,13 +240,3 @@ def confirm(warning: str, arguments: Namespace) -> None:
 
 def _print_list(headline: str, lines: list[str]) -> None:
     print(headline, *(f"  {line}" for line in lines), sep="\n")
-
-
-def _choose(nodes: list[dict[str, Any]], wanted: str | None) -> dict[str, Any]:
-    running = [node for node in nodes if node["InstanceStatus"]["Status"] == "Running"]
-    for choice in [wanted] if wanted else ["login", "controller"]:
-        for node in running:
-            if choice in (node["InstanceId"], node["InstanceGroupName"]):
-                return node
-    there = ", ".join(f"{node['InstanceGroupName']} {node['InstanceId']}" for node in running) or "none"
-    raise UserError(f"no running node {wanted or 'login or controller'}; running nodes: {there}")

@@ -18,11 +18,12 @@ from esm2_hyperpod.errors import UserError, problem
 
 @dataclass(frozen=True)
 class Workers:
-    """The nodes that train; `local_disk_gb` is an EBS volume on each, mounted at /opt/sagemaker."""
+    """The nodes that train; `local_disk_gb` is an EBS volume on each, mounted at /opt/sagemaker, if any."""
 
     instance_type: str = "ml.g5.24xlarge"
     count: int = 2
-    local_disk_gb: int = 500
+    min_count: int | None = None
+    local_disk_gb: int | None = None
     training_plan_arn: str | None = None
 
 
@@ -49,6 +50,14 @@ class Fsx:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """Whom AWS tells when the account's month costs too much."""
+
+    email: str
+    usd_per_month: int
+
+
+@dataclass(frozen=True)
 class Options:
     """What most people leave unchanged; `cluster.yaml` says what each does."""
 
@@ -72,6 +81,7 @@ class ClusterConfig:
     controller: Controller = field(default_factory=Controller)
     login: Login | None = None
     fsx: Fsx = field(default_factory=Fsx)
+    budget: Budget | None = None
     options: Options = field(default_factory=Options)
     folder: Path = field(default=Path(), metadata={"from_file": False})
 

@@ -1,14 +1,12 @@
 """What the instance types are: GPUs, memory, EFA devices, peak arithmetic, processor, quota.
 
 Sources: AWS's instance pages and EFA guide for the counts; NVIDIA's data sheets for dense bf16 peaks
-without sparsity (A10G: 70, which is not the A10's 125). Which types HyperPod accepts at all is read
-from the installed botocore.
+without sparsity (A10G: 70, which is not the A10's 125). Which types HyperPod accepts at all is in
+`schema`. doctor.py reads this file on the nodes, where botocore is not installed.
 """
 
 import re
 from dataclasses import dataclass
-
-from esm2_hyperpod.cluster.schema import sagemaker_model
 
 
 @dataclass(frozen=True)
@@ -47,11 +45,6 @@ GPUS = {
     "ml.p5en.48xlarge": Gpus(8, "H200", 141, 989, efa=16),
     "ml.p6-b200.48xlarge": Gpus(8, "B200", 180, 2250, efa=8),
 }
-
-
-def accepted_types() -> list[str]:
-    """The instance types the installed botocore says HyperPod accepts."""
-    return sagemaker_model().shape_for("ClusterInstanceType").enum
 
 
 def has_gpu(instance_type: str) -> bool:

@@ -53,6 +53,9 @@ def create_cluster_request(config: ClusterConfig, stack: StackOutputs) -> dict[s
     }
     if config.options.continuous_provisioning:
         request["NodeProvisioningMode"] = "Continuous"
+        # The API refuses any SlurmConfigStrategy here: AWS's page "Continuous provisioning for enhanced
+        # cluster operations with Slurm", "Slurm configuration management".
+        request["Orchestrator"] = {"Slurm": {}}
     if config.options.tags:
         request["Tags"] = [{"Key": key, "Value": value} for key, value in config.options.tags.items()]
     return request
@@ -62,7 +65,10 @@ def _worker_group(config: ClusterConfig, stack: StackOutputs) -> dict[str, Any]:
     workers = config.workers
     group = _group("workers", workers.instance_type, workers.count, "Compute", config, stack)
     group["SlurmConfig"]["PartitionNames"] = ["train"]
-    group["InstanceStorageConfigs"].append({"EbsVolumeConfig": {"VolumeSizeInGB": workers.local_disk_gb}})
+    if workers.min_count is not None:
+        group["MinInstanceCount"] = workers.min_count
+    if workers.local_disk_gb is not None:
+        group["InstanceStorageConfigs"].append({"EbsVolumeConfig": {"VolumeSizeInGB": workers.local_disk_gb}})
     if config.options.deep_health_checks:
         group["OnStartDeepHealthChecks"] = DEEP_HEALTH_CHECKS
     if workers.training_plan_arn:

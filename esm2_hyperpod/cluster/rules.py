@@ -13,6 +13,7 @@ import botocore.session
 
 from esm2_hyperpod.cluster import instances
 from esm2_hyperpod.cluster.config import ClusterConfig
+from esm2_hyperpod.cluster.schema import accepted_types
 from esm2_hyperpod.errors import problem
 
 # A bucket name holds "sagemaker-", this name, the account, the region and 63 characters at most.
@@ -27,7 +28,7 @@ PRIVATE_RANGES = [ipaddress.ip_network(r) for r in ("10.0.0.0/8", "172.16.0.0/12
 
 def config_problems(config: ClusterConfig) -> list[str]:
     """Every mistake in a configuration whose names and types are right."""
-    checks = (_name, _place, _machines, _storage, _addresses, _lifecycle_script, _arns, _tags)
+    checks = (_name, _place, _machines, _storage, _addresses, _lifecycle_script, _arns, _tags, _budget)
     return [line for check in checks for line in check(config)]
 
 
@@ -74,8 +75,8 @@ def _machines(config: ClusterConfig) -> list[str]:
         if group is None:
             continue
         field = f"{name}.instance_type"
-        if group.instance_type not in instances.accepted_types():
-            close = difflib.get_close_matches(group.instance_type, instances.accepted_types(), n=1)
+        if group.instance_type not in accepted_types():
+            close = difflib.get_close_matches(group.instance_type, accepted_types(), n=1)
             remedy = f"did you mean {close[0]}?" if close else "use one such as ml.g5.24xlarge"
             problems.append(problem(field, group.instance_type, "HyperPod has no such type", remedy))
             continue
@@ -89,9 +90,28 @@ def _machines(config: ClusterConfig) -> list[str]:
         wrong = "mix Arm and x86 processors, which cannot share one Python environment on /fsx"
         remedy = "use types of one processor for all groups"
         problems.append(problem("instance_type of the groups", ", ".join(known.values()), wrong, remedy))
-    if config.workers.count < 1:
-        wrong = "leaves no node to train on"
-        problems.append(problem("workers.count", config.workers.count, wrong, "set it to 1 or more"))
+    return [*problems, *_counts(config)]
+
+
+def _counts(config: ClusterConfig) -> list[str]:
+    """How many workers; the service model's ClusterInstanceCount begins at 0, a cluster that trains nothing.
+
+    `min_count` is described in AWS's page "Continuous provisioning for enhanced cluster operations with
+    Slurm", "Minimum capacity requirements (MinCount)": MinCount <= CurrentCount <= TargetCount.
+    """
+    count, least = config.workers.count, config.workers.min_count
+    problems = []
+    if count < 0:
+        wrong, remedy = "is not a number of nodes", "write 0 or more; 0 pays for no GPU"
+        problems.append(problem("workers.count", count, wrong, remedy))
+    if least is None:
+        return problems
+    if not config.options.continuous_provisioning:
+        wrong = "works only with options.continuous_provisioning: true; without it, all workers come or none"
+        problems.append(problem("workers.min_count", least, wrong, "write null"))
+    elif not 1 <= least <= count:
+        wrong = f"is not between 1 and workers.count = {count}"
+        problems.append(problem("workers.min_count", least, wrong, "correct it, or write null"))
     return problems
 
 
@@ -105,10 +125,11 @@ def _storage(config: ClusterConfig) -> list[str]:
     if throughput not in (125, 250, 500, 1000):
         wrong = "is not a throughput that FSx offers"
         problems.append(problem("fsx.throughput", throughput, wrong, "use 125, 250, 500 or 1000"))
-    if not 1 <= config.workers.local_disk_gb <= 16384:
+    disk = config.workers.local_disk_gb
+    if disk is not None and not 1 <= disk <= 16384:  # the service model's ClusterEbsVolumeSizeInGB
         wrong = "is not a size that EBS offers"
-        remedy = "use 1 to 16384"
-        problems.append(problem("workers.local_disk_gb", config.workers.local_disk_gb, wrong, remedy))
+        remedy = "use 1 to 16384, or null for none"
+        problems.append(problem("workers.local_disk_gb", disk, wrong, remedy))
     return problems
 
 
@@ -177,3 +198,15 @@ def _tags(config: ClusterConfig) -> list[str]:
         for key, value in config.options.tags.items()
         if key.lower().startswith("aws:")
     ]
+
+
+def _budget(config: ClusterConfig) -> list[str]:
+    problems = []
+    if budget := config.budget:
+        if not re.fullmatch(r"[^@\s]+@[^@\s]+\.[^@\s]+", budget.email):
+            wrong, remedy = "is not an e-mail address", "write one such as you@example.org"
+            problems.append(problem("budget.email", budget.email, wrong, remedy))
+        if budget.usd_per_month < 1:
+            wrong, remedy = "is not an amount", "write whole USD, such as 500"
+            problems.append(problem("budget.usd_per_month", budget.usd_per_month, wrong, remedy))
+    return problems

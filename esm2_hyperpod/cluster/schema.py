@@ -33,6 +33,11 @@ def sagemaker_model() -> ServiceModel:
     return botocore.session.get_session().get_service_model("sagemaker")
 
 
+def accepted_types() -> list[str]:
+    """The instance types that HyperPod accepts."""
+    return sagemaker_model().shape_for("ClusterInstanceType").enum
+
+
 def request_problems(operation: str, request: dict[str, Any]) -> list[str]:
     """One line for each place where `request` breaks the model of the SageMaker `operation`."""
     problems: list[str] = []

@@ -16,8 +16,8 @@ USABLE = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMP
 # Creation failed: CloudFormation has undone it, and accepts nothing but its deletion.
 DEAD = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED")
 CREATE_MINUTES = 60
-# Can be changed without touching network or data.
-CHANGEABLE = {"ObservabilityWorkspaceArn"}
+# Can be changed without touching network or data; with the value that means "none", as in a stack of before.
+CHANGEABLE = {"ObservabilityWorkspaceArn": "", "BudgetEmail": "", "BudgetUsd": "0"}
 LEGACY_TOPOLOGY = "provisioning_parameters.json"
 
 
@@ -83,6 +83,8 @@ def parameters(config: ClusterConfig) -> dict[str, str]:
         "FsxSizeGb": str(config.fsx.size_gb),
         "FsxThroughput": str(config.fsx.throughput),
         "ObservabilityWorkspaceArn": config.options.observability_workspace or "",
+        "BudgetEmail": config.budget.email if config.budget else "",
+        "BudgetUsd": str(config.budget.usd_per_month if config.budget else 0),
     }
 
 
@@ -137,8 +139,8 @@ def _changed_permissions(config: ClusterConfig, stack: dict[str, Any]) -> bool:
     """Whether the stack must be updated; raises `UserError` for a change that could lose data."""
     made_with = {p["ParameterKey"]: p["ParameterValue"] for p in stack.get("Parameters", [])}
     asked = parameters(config)
-    changed = {key for key, value in asked.items() if made_with.get(key) != value}
-    if fixed := sorted(changed - CHANGEABLE):
+    changed = {key for key, value in asked.items() if made_with.get(key, CHANGEABLE.get(key)) != value}
+    if fixed := sorted(changed - CHANGEABLE.keys()):
         differences = ", ".join(f"{key}={made_with.get(key)} (now {asked[key]})" for key in fixed)
         raise UserError(
             f"stack {config.stack_name} was made with {differences}; changing that in place could lose data: "

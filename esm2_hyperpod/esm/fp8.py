@@ -15,9 +15,25 @@ SMALLEST_WIDTH = {"tensorwise": 1280, "rowwise": 2560}
 """torchao's recipes: one scale a tensor is the fastest, one a row the more accurate."""
 
 
-def use_fp8(
-    model: EsmForMaskedLM, device: torch.device, recipe: str = "tensorwise", compiled: bool = False
-) -> EsmForMaskedLM:
+def refuse_slow_fp8(device: torch.device, width: int, recipe: str, compiled: bool) -> None:
+    """Raise `UserError` where FP8 would be slower than bf16 on a GPU.
+
+    Args:
+        width: of the model. Below `SMALLEST_WIDTH` of the recipe the products are too small to gain.
+        compiled: whether the layers will be. If not, scaling and casting cost more than the products gain.
+    """
+    if device.type != "cuda":
+        return
+    smallest = SMALLEST_WIDTH[recipe]
+    if width < smallest:
+        raise UserError(
+            f"--precision fp8: slower than bf16 at width {width} ({recipe} gains from {smallest} on)"
+        )
+    if not compiled:
+        raise UserError("--precision fp8: slower than bf16 if not compiled; add --torch_compile true")
+
+
+def use_fp8(model: EsmForMaskedLM, device: torch.device, recipe: str = "tensorwise") -> EsmForMaskedLM:
     """Make the linear layers of all transformer layers multiply in FP8, with scales found anew each step.
 
     Embeddings, language-model head, attention and master weights keep their precision; names and
@@ -25,25 +41,13 @@ def use_fp8(
 
     Args:
         recipe: a key of `SMALLEST_WIDTH`.
-        compiled: whether the layers will be; uncompiled, scaling and casting cost more than FP8 gains.
 
     Raises:
-        UserError: the GPU has no FP8, the model is too small or not compiled, or torchao is missing.
+        UserError: torchao is missing, or the GPU has no FP8.
     """
-    if device.type == "cuda":
-        if torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
-            name = torch.cuda.get_device_name(device)
-            raise UserError(
-                f"--precision fp8: {name} has no FP8 (it takes an L4, L40S, H100 or newer); use bf16"
-            )
-        width, smallest = model.config.hidden_size, SMALLEST_WIDTH[recipe]
-        if width < smallest:
-            raise UserError(
-                f"--precision fp8: slower than bf16 at width {width} ({recipe} gains from {smallest} on); "
-                "use bf16"
-            )
-        if not compiled:
-            raise UserError("--precision fp8: slower than bf16 if not compiled; add --torch_compile true")
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        raise UserError(f"--precision fp8: {name} has no FP8 (it takes an L4, L40S, H100 or newer); use bf16")
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError:

@@ -1,8 +1,7 @@
-"""ESM-2's sizes; a configuration from scratch; what a folder or a hub name holds; the model a run leaves."""
+"""A configuration from scratch; what a folder or a hub name holds; the model a run leaves."""
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,29 +10,9 @@ from transformers import EsmConfig, EsmForMaskedLM
 from esm2_hyperpod.alphabet import MASK, PAD, TOKENS, build_tokenizer
 from esm2_hyperpod.artifacts import whole_folder
 from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.sizes import SIZES, Size
 
 FINAL_MODEL = "final_model"
-
-
-@dataclass(frozen=True)
-class Size:
-    """Layers, width and attention heads; the feed-forward width is always four times `width`."""
-
-    layers: int
-    width: int
-    heads: int
-
-
-# Lin et al. 2023 (doi:10.1126/science.ade2574), table S1; `tiny` is ours, for tests and the quickstart.
-SIZES = {
-    "tiny": Size(4, 128, 4),
-    "8M": Size(6, 320, 20),
-    "35M": Size(12, 480, 20),
-    "150M": Size(30, 640, 20),
-    "650M": Size(33, 1280, 20),
-    "3B": Size(36, 2560, 40),
-    "15B": Size(48, 5120, 40),
-}
 
 
 def build_config(model_size: str) -> EsmConfig:

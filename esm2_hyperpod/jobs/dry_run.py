@@ -8,6 +8,7 @@ code is 1 if something is wrong; every problem is one line.
 
 # ruff: noqa: E402
 import argparse
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.localization.arguments import FinetuningArguments
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
 from esm2_hyperpod.pretraining.data import open_split
-from esm2_hyperpod.runs.checkpoints import newest_whole_checkpoint
+from esm2_hyperpod.runs.checkpoints import list_checkpoints, newest_whole_checkpoint
 from esm2_hyperpod.runs.record import is_finished
+from esm2_hyperpod.sizes import MB_PER_SECOND, SIZES, Size
 from esm2_hyperpod.training.arguments import RunArguments, parse
 from esm2_hyperpod.training.script import earlier_run
 
@@ -62,7 +64,26 @@ def check_pretraining(world: int) -> list[str]:
     micro_batches = f"{args.tokens_per_device:,} x {args.gradient_accumulation_steps} accumulated"
     say("global batch", f"{args.global_batch_tokens:,} tokens = {world} process(es) x {micro_batches}")
     say("steps", f"{args.last_step:,}")
+    if args.model_name_or_path is None and args.model_size in SIZES:
+        say_checkpoints(SIZES[args.model_size], args.save_total_limit, Path(args.output_dir))
     return check_output(args, {**args.identity(), "dataset": manifest["content_digest"]}, args.last_step)
+
+
+def say_checkpoints(size: Size, kept: int | None, output_dir: Path) -> None:
+    """How large a checkpoint is, how long it takes, and what the kept ones and the one being written need."""
+    seconds = 1000 * size.checkpoint_gb / MB_PER_SECOND
+    each = f"{size.checkpoint_gb:.1f} GB each, {seconds:.0f} s at {MB_PER_SECOND} MB/s"
+    if kept is None:
+        say("checkpoints", f"{each}, all kept")
+        return
+    there = len(list_checkpoints(output_dir))
+    needed = max(kept + 1 - there, 1) * size.checkpoint_gb
+    folder = next(
+        parent for parent in (output_dir.absolute(), *output_dir.absolute().parents) if parent.exists()
+    )
+    free = shutil.disk_usage(folder).free / 1e9
+    verdict = "" if free > needed else ": too little: add --save_total_limit 1, or make space"
+    say("checkpoints", f"{each}, {kept} kept: {needed:.0f} GB to come, {free:.0f} GB free{verdict}")
 
 
 def check_finetuning(world: int) -> list[str]:

@@ -83,6 +83,7 @@ class FinetuningArguments(RunArguments):
         self.metric_for_best_model = f"eval_{self.metric_for_best_model}"
         self.eval_strategy = self.save_strategy = "steps"
         self.load_best_model_at_end = True
+        self.eval_steps = self.save_steps  # Trainer compares them before `set_steps` knows the data
 
     def set_steps(self, steps_per_epoch: int, accumulation: int) -> None:
         """Settle what depends on the data: the schedule's length; evaluation and checkpoint every epoch."""

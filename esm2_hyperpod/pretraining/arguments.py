@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,9 @@ class PretrainingArguments(RunArguments):
     lr_schedule: str = option(
         "esm2", "esm2, cosine_hold, or trainer (then --lr_scheduler_type).", [*SCHEDULES, "trainer"]
     )
+    torch_compile: bool | None = option(
+        None, "Compile the layers; default: on GPUs, where there is a C compiler and sequences are packed."
+    )
     stop_after_steps: int | None = option(None, "Stop here; the schedule still ends at --max_steps.")
     early_stopping_patience: int | None = option(
         None, "Stop after so many evaluations without a better validation loss."
@@ -99,6 +103,16 @@ class PretrainingArguments(RunArguments):
         if self.was_given("fp8_recipe") and self.precision != "fp8":
             raise UserError(f"--fp8_recipe {self.fp8_recipe}: does nothing without --precision fp8")
         on_gpu = torch.cuda.is_available() and not self.use_cpu
+        compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+        if self.torch_compile and not self.packing:
+            raise UserError(
+                "--torch_compile needs packs, whose shape never changes: leave out --packing false"
+            )
+        if self.torch_compile and not compiler:
+            raise UserError("--torch_compile needs a C++ compiler: sudo apt-get install -y g++")
+        default = on_gpu and self.packing and compiler
+        self.compile_layers = default if self.torch_compile is None else self.torch_compile
+        self.torch_compile = False  # Trainer's own compiles the whole model; see `compile_layers`
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = 2 if on_gpu else 0
         if on_gpu and self.precision != "fp32":

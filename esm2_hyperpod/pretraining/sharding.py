@@ -9,8 +9,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, fsdp2_prepare_model
 from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
+from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM
 from esm2_hyperpod.pretraining.deferred import Weights, fill
 
 KEEP_WHOLE_BYTES = 1e9
@@ -83,14 +84,18 @@ def reduce_each_micro_batch(args: TrainingArguments, parameters: int) -> None:
         args.accelerator_config.gradient_accumulation_kwargs = {"sync_each_batch": True}
 
 
-def sum_gradients_in_fp32(accelerator: Accelerator) -> None:
-    """Have FSDP2 sum bf16 gradients over ranks and micro-batches in fp32, as DDP does. Before training.
+def keep_fp32_where_it_matters(accelerator: Accelerator, model: PreTrainedModel) -> None:
+    """Have FSDP2 in bf16 compute and sum what DDP does. Before training.
 
-    accelerate's policy for bf16 rounds each rank's part to bf16 before the sum; torchtitan's does not.
+    accelerate's policy for bf16 rounds each rank's gradients to bf16 before they are summed, and what goes
+    into a layer and comes out of it as well; a packed model keeps its residual stream in fp32.
     """
     if accelerator.is_fsdp2 and accelerator.mixed_precision == "bf16":
         plugin = accelerator.state.fsdp_plugin
-        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
+        policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
+        if isinstance(model, PackedEsmForMaskedLM):
+            policy = replace(policy, cast_forward_inputs=False, output_dtype=None)
+        plugin.mixed_precision_policy = policy
 
 
 class SaySharding(TrainerCallback):

@@ -10,9 +10,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EsmConfig, EsmForMaskedLM
 
-from esm2_hyperpod.esm.fp8 import use_fp8
+from esm2_hyperpod.esm.fp8 import refuse_slow_fp8, use_fp8
 from esm2_hyperpod.esm.model import build_config, check_model_folder, save_final_model
-from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, masked_lm_loss
+from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, masked_lm_loss, use_flash_attention_3
 from esm2_hyperpod.pretraining import validation
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
 from esm2_hyperpod.pretraining.batches import BatchMaker
@@ -22,9 +22,9 @@ from esm2_hyperpod.pretraining.epochs import StepSampler
 from esm2_hyperpod.pretraining.schedule import SCHEDULES
 from esm2_hyperpod.pretraining.sharding import (
     is_sharded_run,
+    keep_fp32_where_it_matters,
     reduce_each_micro_batch,
     shard,
-    sum_gradients_in_fp32,
 )
 from esm2_hyperpod.runs.record import plot_training_curve
 from esm2_hyperpod.training.ranks import sum_over_ranks
@@ -58,8 +58,16 @@ def build_model(args: PretrainingArguments) -> tuple[EsmForMaskedLM, Weights | N
     else:
         model = load() if name else build()
     model.esm.contact_head.requires_grad_(False)
+    if args.packing:
+        model.compute_dtype = torch.bfloat16 if args.bf16 else torch.float32
+        use_flash_attention_3(args.device)
+        if args.compile_layers:
+            model.compile_layers()
+    else:
+        model._no_split_modules = ["EsmLayer"]  # FSDP's units; the others it names are ESMFold's
     if args.precision == "fp8":
-        use_fp8(model, args.device, args.fp8_recipe, compiled=args.torch_compile)
+        use_fp8(model, args.device, args.fp8_recipe)
+        refuse_slow_fp8(args.device, model.config.hidden_size, args.fp8_recipe, args.compile_layers)
     return model, weights
 
 
@@ -88,7 +96,7 @@ class PretrainingTrainer(ResumableTrainer):
         super().__init__(
             model, args, train_dataset=train_split, eval_dataset=validation_split, callbacks=callbacks
         )
-        sum_gradients_in_fp32(self.accelerator)
+        keep_fp32_where_it_matters(self.accelerator, model)
         self.model_accepts_loss_kwargs = True  # makes Trainer count the masked tokens of all ranks
         self._weights = weights
         self._train_split = train_split

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
 
 from esm2_hyperpod.errors import UserError
 
@@ -28,9 +29,11 @@ def parse(arguments: type) -> "RunArguments":
         if word.startswith("--") and name.removeprefix("no_") in refused:
             instead = arguments.USE_INSTEAD.get(name, "what --help lists")
             raise UserError(f"--{name} has no meaning here: use {instead}")
-    for action in parser._actions:  # argparse has no public way to hide a flag that it has been given
+    for action in parser._actions:  # argparse has no public way to change a flag that it has been given
         if action.dest in refused:
             action.help = argparse.SUPPRESS
+        if action.type is string_to_bool and action.nargs is None:
+            action.nargs, action.const = "?", True  # a flag alone means true, also where the default is None
     filled, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     if unknown:
         raise UserError(f"unknown: {' '.join(unknown)}; python {script} --help lists what there is")
@@ -50,10 +53,8 @@ class RunArguments(TrainingArguments):
     WORKS: ClassVar[str] = (
         "num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim "
         "optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm seed full_determinism tf32 "
-        "torch_compile torch_compile_backend "
-        "torch_compile_mode torch_empty_cache_steps log_level log_level_replica report_to run_name project "
-        "logging_steps save_total_limit dataloader_num_workers use_cpu "
-        "ddp_bucket_cap_mb ddp_timeout"
+        "torch_compile torch_empty_cache_steps log_level log_level_replica report_to run_name project "
+        "logging_steps save_total_limit dataloader_num_workers use_cpu ddp_bucket_cap_mb ddp_timeout"
     )
     USE_INSTEAD: ClassVar[dict[str, str]] = {
         "fp16": "--precision",
@@ -64,6 +65,8 @@ class RunArguments(TrainingArguments):
         "fsdp": "bash 3.train_fsdp.sh",
         "fsdp_config": "accelerate_fsdp.yaml",
         "data_seed": "--seed",
+        "torch_compile_backend": "--torch_compile",
+        "torch_compile_mode": "--torch_compile",
     }
 
     max_minutes: float | None = option(None, "Save, stop and exit with 75 after so many minutes.")

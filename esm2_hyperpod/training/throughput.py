@@ -34,21 +34,23 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def training_flops(config: EsmConfig, tokens: int, squared_lengths: int) -> float:
+def training_flops(config: EsmConfig, tokens: int, squared_lengths: int, predicted: int) -> float:
     """Forward and backward FLOPs of real tokens, matrix products only; backward counts as twice forward.
 
     Two per multiply-add: a layer's four h x h and two h x 4h products, attention's two products over
-    each sequence's own length, and the language-model head. Recomputed activations do not count.
+    each sequence's own length, and the language-model head where a token is predicted. Neither recomputed
+    activations nor a head over all tokens count.
 
     Args:
         tokens: number of tokens of real sequences.
         squared_lengths: sum over sequences of the square of their length in tokens.
+        predicted: number of masked tokens.
     """
     width, layers = config.hidden_size, config.num_hidden_layers
     linear = 2 * (4 * width**2 + 2 * width * config.intermediate_size) * layers
     head = 2 * (width**2 + width * config.vocab_size)
     attention = 4 * width * layers
-    return 3.0 * (tokens * (linear + head) + squared_lengths * attention)
+    return 3.0 * (tokens * linear + predicted * head + squared_lengths * attention)
 
 
 class Counts(NamedTuple):
@@ -111,7 +113,7 @@ class Meter:
         if ranks > 1:
             dist.all_reduce(totals)
         counts = Counts(*totals.tolist())
-        flops = training_flops(self._config, counts.tokens, counts.squared_lengths)
+        flops = training_flops(self._config, counts.tokens, counts.squared_lengths, counts.masked)
         figures = {
             "residues_per_second": counts.residues / seconds,
             "residues_per_second_per_device": counts.residues / seconds / ranks,

@@ -56,7 +56,7 @@ class ResumableTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(Heartbeat(self.output_dir))
         self.add_callback(StepsOfThisStart())
-        self.add_callback(Impatience())
+        self.add_callback(StepTimeout())
         self._window: list[float] = []  # losses of the steps since the last log, over all ranks
         self._unshared: list[torch.Tensor] = []  # the newest of them, this rank's part, on the device
         self._gradient_norms: list[torch.Tensor] = []  # of the same steps, over all ranks, on the device
@@ -300,7 +300,7 @@ class StepsOfThisStart(TrainerCallback):
         state.compute_steps(args, state.max_steps)
 
 
-class Impatience(TrainerCallback):
+class StepTimeout(TrainerCallback):
     """Has the steps of a training wait less for a lost rank than its start and its end, which may be slow."""
 
     def on_train_begin(self, args, state, control, **_):

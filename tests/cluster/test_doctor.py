@@ -1,5 +1,9 @@
 """cluster_setup/doctor.py on healthy and unhealthy set-ups, on a real Slurm of virtual nodes."""
 
+import importlib
+import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,10 +103,11 @@ def test_environment_without_packages(slurm, tmp_path):
 
 def test_lost_node_and_settings_that_bite(slurm, tmp_path):
     text = slurm.conf.read_text()
-    slurm.conf.write_text(text.replace("JobRequeue=1", "JobRequeue=0").replace("KillWait=30", "KillWait=5"))
+    changed = text.replace("JobRequeue=1", "JobRequeue=0").replace("KillWait=30", "KillWait=5")
+    slurm.conf.write_text(f"{changed}\nPrologFlags=Alloc\n")
     slurm.run("scontrol", "reconfigure")
     slurm.run("scontrol", "update", "nodename=node3", "state=drain", "reason=fan failed")
-    code, lines = doctor(slurm, tmp_path, "--nodes=1")
+    code, lines = doctor(slurm, tmp_path, "--nodes=1", HYPERPOD_DIR=str(tmp_path))
     slurm.conf.write_text(text)
     slurm.run("scontrol", "reconfigure")
     slurm.run("scontrol", "update", "nodename=node3", "state=resume")
@@ -110,6 +115,94 @@ def test_lost_node_and_settings_that_bite(slurm, tmp_path):
     assert [line for line in wrongs(lines) if "JobRequeue=0" in line]
     assert any("KillWait=5" in line for line in lines)
     assert any("node3 is drained (fan failed)" in line for line in lines)
+    # What HyperPod's auto-resume needs, and this Slurm lacks; its TaskPlugin is right.
+    for lacking in ("PrologFlags=Alloc", "lacks permit_job_expansion", "knows no --auto-resume"):
+        assert any(line.startswith("note") and lacking in line for line in lines), lacking
+    assert not any("TaskPlugin" in line for line in lines)
+
+
+def test_a_node_without_the_devices_of_its_type_is_wrong(slurm, tmp_path):
+    (tmp_path / "type").write_text("g5.24xlarge\n")
+    code, lines = doctor(slurm, tmp_path, "--nodes=1", INSTANCE_TYPE_FILE=str(tmp_path / "type"))
+    assert code == 1
+    has = "node1: has 0 GPU(s) and 0 EFA device(s), but is a g5.24xlarge, which has 4 and 1"
+    assert any(has in line for line in wrongs(lines))
+
+
+def test_tcp_is_wrong_between_nodes_that_have_efa(slurm, tmp_path):
+    vendor = tmp_path / "infiniband" / "rdmap0" / "device" / "vendor"
+    vendor.parent.mkdir(parents=True)
+    vendor.write_text("0x1d0f\n")
+    code, lines = doctor(slurm, tmp_path, INFINIBAND_DIR=str(tmp_path / "infiniband"))
+    (line,) = wrongs(lines)
+    assert code == 1 and "over TCP although the nodes have EFA (no NET/OFI in NCCL's log)" in line
+
+
+def test_jobs_go_to_the_training_partition_where_there_is_one(slurm, tmp_path):
+    """As on HyperPod: dev, the default, has every node, train only the workers."""
+    text = slurm.conf.read_text()
+    slurm.conf.write_text(f"{text}PartitionName=train Nodes=node2,node3 State=UP OverSubscribe=EXCLUSIVE\n")
+    slurm.run("scontrol", "reconfigure")
+    try:
+        code, lines = doctor(slurm, tmp_path, "--nodes=1")
+        assert code == 0 and any(line.startswith("ok     node2:") for line in lines), lines
+        wrapper = "2.train_ddp.sh"
+        job = slurm.sbatch("--nodes=1", "--nodelist=node1", wrapper, HYPERPOD_DIR=str(tmp_path), DRY_RUN="1")
+        assert slurm.wait(job) == "FAILED"
+        assert "not all of node1 are training nodes: submit it with sbatch --partition=train" in slurm.log(
+            job
+        )
+        asked = {"SBATCH_PARTITION": "train", "SLURM_PARTITION": "train"}  # what a login sets
+        job = slurm.sbatch("--nodes=1", "--wrap=srun hostname", **asked)
+        assert slurm.wait(job) == "COMPLETED" and slurm.field(job, "Partition") == "train"
+    finally:
+        slurm.conf.write_text(text)
+        slurm.run("scontrol", "reconfigure")
+
+
+def test_a_container_that_slurm_refuses_or_ignores_is_wrong(slurm, tmp_path):
+    """Stock Slurm knows no --container-image. A srun that drops the flags is a node without pyxis."""
+    image = {"CONTAINER_IMAGE": "/fsx/esm2.sqsh"}
+    code, lines = doctor(slurm, tmp_path, "--nodes=1", **image)
+    (line,) = wrongs(lines)
+    assert code == 1 and "a container starts on 0 of 1 nodes (srun: unrecognized option" in line
+    fake = tmp_path / "bin" / "srun"
+    fake.parent.mkdir()
+    fake.write_text(
+        '#!/bin/bash\nwords=()\nfor word in "$@"; do\n'
+        '  case "$word" in --container-*) echo "$word" >>"$FLAGS" ;; *) words+=("$word") ;; esac\ndone\n'
+        f'exec {shutil.which("srun")} "${{words[@]}}"\n'
+    )
+    fake.chmod(0o755)
+    path, flags = f"{fake.parent}:{os.environ['PATH']}", tmp_path / "flags"
+    code, lines = doctor(slurm, tmp_path, "--nodes=1", PATH=path, FLAGS=str(flags), **image)
+    (line,) = wrongs(lines)
+    assert code == 1 and "node1, container: --container-image is ignored, the step ran on the node" in line
+    assert "--container-image=/fsx/esm2.sqsh" in flags.read_text().split()
+    assert f"--container-mounts={ROOT}:{ROOT},{slurm.fsx}:{slurm.fsx}" in flags.read_text().split()
+
+
+def test_a_container_with_fewer_gpus_than_its_node_is_wrong(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "cluster_setup"))
+    doctor = importlib.import_module("doctor")
+    packages = {"torch": "2"}
+    node = {"node": "ip-1", "root": "1:2", "gpus": ["A10G"] * 4, "packages": packages, "python": "3.11"}
+    for inside, level, text in (
+        ({"root": "7:8", "gpus": []}, "WRONG", "0 of the node's 4 GPU(s): set NVIDIA_VISIBLE_DEVICES"),
+        ({"root": "7:8", "packages": {"torch": None}}, "WRONG", "torch not installed"),
+        ({"root": "7:8"}, "ok", "Python 3.11, 4 GPU(s)"),
+    ):
+        answer = subprocess.CompletedProcess([], 0, json.dumps(node | inside), "")
+        monkeypatch.setattr(doctor, "command", lambda *_, answer=answer, **__: answer)
+        (finding,) = doctor.check_container(["srun"], [node], Path("/fsx"))
+        assert finding.level == level and text in finding.text
+    nodes = [node | {"efa": 1}] * 2
+    timing = '{"all_reduce": true, "processes": 8, "gb_per_second": 5.0}'
+    for log, level in (("NET/OFI Selected provider is efa", "ok"), ("NET/Socket : Using ens5", "WRONG")):
+        answer = subprocess.CompletedProcess([], 0, f"ip-1: {log}\n{timing}", "")
+        monkeypatch.setattr(doctor, "command", lambda *_, answer=answer, **__: answer)
+        (finding,) = doctor.check_all_reduce(["srun"], nodes)
+        assert finding.level == level
 
 
 def test_slurm_does_not_answer(slurm, tmp_path):

@@ -8,6 +8,8 @@ import pytest
 from helpers.commands import ROOT
 from helpers.local_slurm import LocalSlurm
 
+from esm2_hyperpod.cluster.sessions import parse_idle_times
+
 WHERE = "srun --ntasks-per-node=1 bash -c 'echo $SLURM_NODEID $SLURMD_NODENAME $SLURM_RESTART_COUNT'"
 # Script, step and their children ignore SIGTERM; one child has left session and environment as well.
 STUBBORN = """#!/bin/bash
@@ -66,6 +68,11 @@ def test_jobs_run_on_all_nodes_and_a_requeued_one_keeps_its_id_and_its_log(slurm
     assert sorted(slurm.log(wide).splitlines()) == ["0 node1", "1 node2", "2 node3"]
     lines = slurm.log(requeued).splitlines()
     assert lines[0] == "0 node1" and lines[-1] == "0 node1 1"
+    # What hyperpod.py status reads on the controller.
+    idle = parse_idle_times(slurm.run("bash", "-c", "date +%Y-%m-%dT%H:%M:%S; scontrol show node --oneliner"))
+    assert set(idle) == {"node1", "node2", "node3"} and all(
+        0 <= t.total_seconds() < 600 for t in idle.values()
+    )
 
 
 def test_stop_leaves_nothing_not_even_what_ignores_it_and_touches_nothing_else(slurm, tmp_path):

@@ -1,21 +1,35 @@
 """hyperpod.py as a user runs it, against moto's AWS on loopback: create, status, connect, delete."""
 
+import fnmatch
 import functools
+import json
 import logging
+import os
 import re
+import sys
 import urllib.request
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from botocore.client import BaseClient
 from helpers import cluster_moto
 from helpers.commands import ROOT, run
+from moto.sagemaker.models import ClusterNode
 
 from esm2_hyperpod.cluster import aws as aws_module
+from esm2_hyperpod.cluster import billing, quotas, ssh
 
 # Making clients anew for each command takes longer than the rest of it.
 shared_aws = functools.cache(aws_module.Aws)
 CONFIG = ROOT / "cluster_setup" / "cluster.yaml"
+OPERATOR = json.loads((ROOT / "cluster_setup" / "operator_policy.json").read_text())["Statement"]
+# Where IAM's name is not the API's.
+IAM_NAME = {"service-quotas": "servicequotas"}
+S3_ACTIONS = {
+    "s3:ListObjectsV2": "s3:ListBucket", "s3:ListObjectVersions": "s3:ListBucketVersions",
+    "s3:DeleteObjects": "s3:DeleteObject",
+}  # fmt: skip
 COMMAND = str(ROOT / "cluster_setup" / "hyperpod.py")
 
 
@@ -64,6 +78,8 @@ def _start_over(server):
 def hyperpod(server, hyperpod, monkeypatch):
     """hyperpod.py with the server as its AWS, and the clients of the commands before."""
     monkeypatch.setattr(aws_module, "Aws", shared_aws)
+    # moto has no price list; every unit of everything costs a dollar here.
+    monkeypatch.setattr(billing, "current_prices", lambda aws, keys: (dict.fromkeys(keys, 1.0), "today", []))
 
     def on_server(command, *arguments, code=0):
         return hyperpod(command, "--endpoint_url", server.address, *arguments, code=code)
@@ -109,8 +125,46 @@ def test_status_says_what_is_there_and_what_bills(aws_with_cluster, hyperpod):
     assert "cluster esm2 in us-west-2: InService" in there
     assert "workers: 2 of 2 nodes, ml.g5.24xlarge" in there
     assert len(re.findall(r"^  \S+  (controller|workers) +Running$", there, re.M)) == 3
+    # a dollar for each of 3 nodes, gateway and address an hour, and for each of 1200 GB a month of 730 hours
+    assert "6.644  USD an hour" in there
     for bill in ("2 x ml.g5.24xlarge", "FSx for Lustre file system", "NAT gateway", "public address"):
         assert bill in there.partition("bills now:")[2]
+
+
+SCONTROL = """\
+
+Starting session with SessionId: me-0123
+2026-11-21T20:40:07\r
+NodeName=ip-10-1-0-5 Arch=x86_64 State=IDLE LastBusyTime=2026-11-21T17:10:00 CfgTRES=cpu=1\r
+NodeName=ip-10-1-0-6 Arch=x86_64 State=ALLOCATED LastBusyTime=2026-11-21T17:10:00 CfgTRES=cpu=1\r
+Exiting session with sessionId: me-0123.
+"""
+
+
+def test_status_says_which_workers_idle_and_for_how_long(aws_with_cluster, hyperpod, monkeypatch, tmp_path):
+    """moto's nodes have no host name."""
+    described = {"workers-0": "ip-10-1-0-5", "workers-1": "ip-10-1-0-6", "controller-0": "ip-10-1-0-4"}
+    summary = ClusterNode.summary
+    monkeypatch.setattr(ClusterNode, "summary", lambda node: summary(node) | {
+        "PrivateDnsHostname": f"{described[node.instance_id]}.us-west-2.compute.internal"})  # fmt: skip
+    for tool, text in (("aws", f"echo \"$*\" >{tmp_path}/asked; cat {tmp_path}/answer"),
+                       ("session-manager-plugin", "")):  # fmt: skip
+        (tmp_path / tool).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    (tmp_path / "answer").write_text(SCONTROL)
+    there = hyperpod("status").out
+    assert "workers-0  workers     Running, idle for 3 h 30 min: it bills\n" in there
+    assert "workers-1  workers     Running\n" in there
+    assert "_controller-controller-0 --document-name AWS-StartNonInteractiveCommand" in (
+        tmp_path / "asked").read_text()  # fmt: skip
+    (tmp_path / "answer").write_text("An error occurred (TargetNotConnected)\n")
+    there = hyperpod("status").out
+    assert (
+        "which workers idle is not known: the controller's Slurm did not answer: An error occurred" in there
+    )
+    (tmp_path / "aws").unlink()
+    assert "which workers idle is not known: aws is not installed; get it from" in hyperpod("status").out
 
 
 def test_a_mistake_that_matters_to_creation_only_does_not_stand_in_the_way_of_removal(
@@ -130,6 +184,64 @@ def test_connect_targets_the_controller_or_the_node_asked_for(aws_with_cluster, 
     assert "_workers-workers-0" in hyperpod("connect", "--dry_run", "--node", "workers").out
     wrong = hyperpod("connect", "--dry_run", "--node", "i-0", code=1)
     assert "no running node i-0; running nodes: controller controller-0" in wrong.error
+
+
+def public_key(folder):
+    path = folder / "id_ed25519.pub"
+    path.write_text("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJtiny+key/xyz me's laptop\n")
+    return path
+
+
+def test_connect_gives_an_ssh_entry_through_session_manager(
+    aws_with_cluster, hyperpod, monkeypatch, tmp_path
+):
+    """The entry as ssh itself reads it; and the command for the node, run here in place of there."""
+    key = public_key(tmp_path)
+    sudo = f'#!/bin/bash\nshift 3\nHOME={tmp_path}/home exec "$@"\n'  # sudo -u ubuntu -H
+    aws_cli = '#!/bin/bash\necho "$@" >>"$ASKED"; eval "$(command_of <<<"${!#}")"\n'
+    read_json = f"#!{sys.executable}\nimport json, sys\nprint(json.load(sys.stdin)['command'][0])\n"
+    tools = {"sudo": sudo, "aws": aws_cli, "command_of": read_json, "session-manager-plugin": ""}
+    for name, text in tools.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
+    for _ in range(2):
+        result = hyperpod("connect", "--ssh-config", "--key", key)
+    authorized = tmp_path / "home" / ".ssh" / "authorized_keys"
+    assert authorized.read_text() == key.read_text()  # once
+    assert authorized.stat().st_mode & 0o777 == 0o600
+    assert "--document-name AWS-StartNonInteractiveCommand" in (tmp_path / "asked").read_text()
+    (tmp_path / "config").write_text(result.out)
+    read = run("ssh", "-G", "-F", tmp_path / "config", "esm2").stdout
+    for line in (
+        "user ubuntu", f"identityfile {tmp_path}/id_ed25519", "hostkeyalias controller-0", "port 22",
+        "proxycommand aws ssm start-session --region us-west-2 --target "
+        "sagemaker-cluster:esm2_controller-controller-0 --document-name AWS-StartSSHSession "
+        "--parameters portNumber=%p",
+    ):  # fmt: skip
+        assert line in read.splitlines(), read
+    (tmp_path / "aws").write_text(
+        "#!/bin/bash\necho 'An error occurred (TargetNotConnected)' >&2; exit 254\n"
+    )
+    refused = hyperpod("connect", "--ssh_config", "--key", key, code=1)
+    assert "the node did not take" in refused.error and "TargetNotConnected" in refused.error
+    assert refused.out == ""
+
+
+def test_a_key_that_is_none_is_refused_in_one_line(aws_with_cluster, hyperpod, monkeypatch, tmp_path):
+    private = tmp_path / "id_rsa"
+    private.write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n-----END OPENSSH PRIVATE KEY-----\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for words, message in (
+        (["--ssh_config", "--key", private], "is not an SSH public key; give the file that ends in .pub"),
+        (["--ssh_config", "--key", tmp_path / "none"], "no such file; make a key with: ssh-keygen"),
+        (["--ssh_config"], "make a key with: ssh-keygen -t ed25519, or give --key"),
+        (["--key", private], "--key goes with --ssh_config"),
+    ):
+        error = hyperpod("connect", "--dry_run", *words, code=1).error
+        assert message in error and "\n" not in error.strip()
 
 
 def test_a_stack_made_for_other_storage_is_refused_and_untouched(aws_with_cluster, hyperpod, tmp_path):
@@ -177,9 +289,9 @@ def test_nothing_is_removed_or_changed_without_a_yes_nor_in_a_dry_run(aws_with_c
     assert clusters(aws_with_cluster) == ["esm2"] and stacks(aws_with_cluster) == ["esm2-hyperpod"]
 
 
-def test_scaling_beyond_the_quota_or_to_nothing_is_refused(aws_with_cluster, hyperpod):
+def test_scaling_beyond_the_quota_or_below_nothing_is_refused(aws_with_cluster, hyperpod):
     assert "the cluster needs 5" in hyperpod("scale", "--count", "5", code=1).error
-    assert "workers.count = 0" in hyperpod("scale", "--count", "0", code=1).error
+    assert "workers.count = -1" in hyperpod("scale", "--count", "-1", code=1).error
 
 
 def test_a_quota_too_low_stops_before_anything_is_made(aws, hyperpod):
@@ -188,6 +300,37 @@ def test_a_quota_too_low_stops_before_anything_is_made(aws, hyperpod):
     assert "quota 'ml.g5.24xlarge for cluster usage' = 0.0: the cluster needs 2" in result.error
     assert "--quota-code L-1 --desired-value 2 --region us-west-2" in result.error
     assert stacks(aws) == []
+
+
+def test_quotas_are_those_that_others_have_left(aws, hyperpod, monkeypatch, tmp_path):
+    """AWS's defaults count where the account has no value of its own; so do other clusters and networks."""
+    sagemaker, ec2 = cluster_moto.client("sagemaker", aws), cluster_moto.client("ec2", aws)
+    group = {
+        "InstanceGroupName": "theirs", "InstanceType": "ml.g5.24xlarge", "InstanceCount": 3,
+        "LifeCycleConfig": {"SourceS3Uri": "s3://sagemaker-x/y", "OnCreate": "z"},
+        "ExecutionRole": "arn:aws:iam::123456789012:role/theirs",
+    }  # fmt: skip
+    sagemaker.create_cluster(ClusterName="other", InstanceGroups=[group])
+    monkeypatch.setitem(cluster_moto.DEFAULT_QUOTAS, quotas.IN_ALL_CLUSTERS, 5.0)
+    monkeypatch.setitem(cluster_moto.DEFAULT_QUOTAS, "VPCs per Region", 1.0)
+    monkeypatch.delitem(cluster_moto.DEFAULT_QUOTAS, "EC2-VPC Elastic IPs")
+    config = yaml.safe_load(CONFIG.read_text())
+    config["workers"]["local_disk_gb"] = 2000
+    config["options"]["on_init_complete"] = None
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
+    result = hyperpod("create", "--yes", "--config", tmp_path / "cluster.yaml", code=1)
+    assert "quota 'EC2-VPC Elastic IPs': not checked: AWS lists no such quota here" in result.out
+    for line in (
+        "quota 'ml.g5.24xlarge for cluster usage' = 4.0: the cluster needs 2, 3 more are in use; ask",
+        f"quota '{quotas.IN_ALL_CLUSTERS}' = 5.0: the cluster needs 3, 3 more are in use",
+        f"quota '{quotas.DISK}' = 1024.0: the cluster needs 2000;",
+        "quota 'VPCs per Region' = 1.0: the cluster needs 1, 1 more are in use; ask for more: aws "
+        "service-quotas request-service-quota-increase --service-code vpc --quota-code L-1 "
+        "--desired-value 2 --region us-west-2",
+    ):
+        assert line in result.error
+    assert result.error.count("quota '") == 4 and stacks(aws) == []
+    assert len(ec2.describe_vpcs()["Vpcs"]) == 1
 
 
 def test_a_zone_without_the_machines_is_refused_with_the_zones_that_have_them(aws, hyperpod, tmp_path):
@@ -222,6 +365,122 @@ def test_delete_keeps_the_data_if_asked_and_else_removes_all_but_backups(aws, hy
     ]  # the default one of any account
     fsx.delete_backup(BackupId=backup)
     assert "nothing bills" in hyperpod("delete", "--yes").out
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """`interrupt.after(n)`: Ctrl-C as soon as AWS has done the n-th call from now, before its answer is read.
+
+    `interrupt.called` is every action that was asked for, as IAM calls it.
+    """
+    make_call, left, called = BaseClient._make_api_call, [0], set()
+
+    def call(client, operation, arguments):
+        service = client.meta.service_model.service_name
+        if left[0] > 0:  # the command's call, not one of the test's own
+            called.add(f"{IAM_NAME.get(service, service)}:{operation}")
+        answer = make_call(client, operation, arguments)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return answer
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", call)
+    interrupt = functools.partial(left.__setitem__, 0)
+    return SimpleNamespace(after=interrupt, called=called)
+
+
+def run_interrupted_at_every_call(hyperpod, interrupt, *words):
+    """Run a command until it ends, interrupted after 1 call, then after 2, ...; returns the calls it took."""
+    for calls in range(1, 200):
+        interrupt.after(calls)
+        try:
+            hyperpod(*words, code=130)
+        except AssertionError:  # it has not been interrupted
+            interrupt.after(0)
+            hyperpod(*words)  # and is done, so that once more changes nothing
+            return calls
+    raise AssertionError(f"{words[0]} does not end")
+
+
+def test_a_life_interrupted_at_every_call_makes_nothing_twice_and_leaves_nothing_billing(
+    aws, hyperpod, interrupt
+):
+    ec2, sagemaker = cluster_moto.client("ec2", aws), cluster_moto.client("sagemaker", aws)
+    billed = [{"Name": "state", "Values": ["pending", "available"]}]  # AWS lists deleted ones for an hour
+
+    def kinds():
+        return {
+            "clusters": len(clusters(aws)), "stacks": len(stacks(aws)),
+            "VPCs": len(ec2.describe_vpcs(Filters=[{"Name": "isDefault", "Values": ["false"]}])["Vpcs"]),
+            "gateways": len(ec2.describe_nat_gateways(Filters=billed)["NatGateways"]),
+            "addresses": len(ec2.describe_addresses()["Addresses"]),
+            "file systems": len(cluster_moto.client("fsx", aws).describe_file_systems()["FileSystems"]),
+            "buckets": len(cluster_moto.client("s3", aws).list_buckets()["Buckets"]),
+        }  # fmt: skip
+
+    calls = {"create": run_interrupted_at_every_call(hyperpod, interrupt, "create", "--yes")}
+    assert set(kinds().values()) == {1}
+    nodes = sagemaker.list_cluster_nodes(ClusterName="esm2")["ClusterNodeSummaries"]
+    assert len(nodes) == 3
+    for count in ("0", "2"):
+        calls[count] = run_interrupted_at_every_call(hyperpod, interrupt, "scale", "--count", count)
+        groups = sagemaker.describe_cluster(ClusterName="esm2")["InstanceGroups"]
+        assert [group["TargetCount"] for group in groups] == [1, int(count)]
+        assert set(kinds().values()) == {1}  # without workers cluster, network and data stay
+        assert f"{count} x ml.g5.24xlarge (workers)" in hyperpod("status").out
+        assert "USD an hour" in hyperpod("status").out
+    calls["delete"] = run_interrupted_at_every_call(hyperpod, interrupt, "delete", "--yes")
+    assert set(kinds().values()) == {0}, kinds()
+    assert "nothing bills" in hyperpod("status").out
+    assert min(calls.values()) > 5, calls
+    asked = {S3_ACTIONS.get(action, action) for action in interrupt.called}
+    assert "sagemaker:CreateCluster" in asked and len(asked) > 20
+    patterns = [a for s in OPERATOR for a in ([s["Action"]] if isinstance(s["Action"], str) else s["Action"])]
+    assert [a for a in sorted(asked) if not any(fnmatch.fnmatch(a, pattern) for pattern in patterns)] == []
+
+
+# The other lines of the page, and the test that runs them.
+ELSEWHERE = {
+    "python -m pip install -r cluster_setup/requirements.txt": "run_tests.sh installs from it",
+    "sudo su - ubuntu": "a shell on the node",
+    "sinfo": "tests/cluster/test_local_slurm.py",
+    "cd /fsx/ubuntu": "tests/cluster/test_page.py makes the folder with on_init_complete.sh",
+    "git clone <address of this repository> esm2 && cd esm2": "this is a clone",
+    "bash cluster_setup/create_environment.sh": "tests/cluster/test_page.py",
+    ".venv/bin/python cluster_setup/doctor.py": "tests/cluster/test_doctor.py",
+    "CONTAINER_IMAGE=/fsx/ubuntu/esm2-hyperpod.sqsh python3 cluster_setup/doctor.py": "test_doctor.py",
+    "python3 0.download_data.py": "tests/download",
+    **dict.fromkeys(ssh.uses("esm2"), "printed by connect --ssh_config, compared below"),
+    'sudo scontrol update node=ip-10-1-2-3 state=fail reason="Action:Replace"': "tests/jobs/test_survival.py",
+}
+
+
+def test_the_page_line_by_line(aws, hyperpod, tmp_path):
+    """Every command of cluster_setup/README.md in its order, against moto where it is for AWS."""
+    page = (CONFIG.parent / "README.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", page, re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    walked = []
+    for line in lines:
+        command = line.removeprefix("python cluster_setup/hyperpod.py ")
+        if command == line:
+            assert line in ELSEWHERE, f"no test runs this line of the page: {line}"
+            continue
+        words = command.partition(" >>")[0].split()
+        if words[0] not in ("plan", "create") and clusters(aws) == []:
+            hyperpod("create", "--yes")  # an earlier line has removed it
+        if words[0] == "connect":
+            words.append("--dry_run")
+        if "--ssh_config" in words:
+            words += ["--key", public_key(tmp_path)]
+            printed = hyperpod(*words).error
+            assert [use.strip() for use in printed.splitlines()] == ssh.uses("esm2")
+            continue
+        hyperpod(*words, *["--yes"] * (words[0] in ("create", "delete") and "--dry_run" not in words))
+        walked.append(words[0])
+    assert set(walked) == {"plan", "create", "status", "connect", "scale", "delete"}
+    assert set(ELSEWHERE) <= set(lines)  # and no line of the list has left the page
 
 
 def test_no_credentials_is_one_line(aws):

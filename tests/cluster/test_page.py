@@ -45,7 +45,7 @@ def test_the_table_of_commands_is_what_help_says(parse, capsys):
 
 
 def test_every_command_line_of_the_page_is_accepted(parse):
-    lines = re.findall(r"^python cluster_setup/hyperpod\.py (.*)$", CODE, re.M)
+    lines = re.findall(r"^python cluster_setup/hyperpod\.py (.*?)(?: >> .*)?$", CODE, re.M)
     assert {line.split()[0] for line in lines} == {"plan", "create", "status", "connect", "scale", "delete"}
     for line in lines:
         assert parse(*line.split()).command == line.split()[0]
@@ -96,6 +96,19 @@ def test_the_nodes_set_up_keeps_shared_memory_and_makes_the_users_folder_however
         assert warnings == "" and folder.is_dir()
         assert "RemoveIPC=no" in (tmp_path / "etc/systemd/logind.conf.d/esm2.conf").read_text()
         assert (tmp_path / "systemctl").read_text() == "restart systemd-logind\n"
+        folder.chmod(0o700)  # as the image may have made it; the second run leaves it so
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_who_logs_in_submits_to_the_workers_unless_told_otherwise(tmp_path):
+    set_up_node(tmp_path, mounted=True)
+    shown = f'. {tmp_path}/etc/profile.d/esm2.sh; echo "$SBATCH_PARTITION $SALLOC_PARTITION $SLURM_PARTITION"'
+    for partitions, asked, expected in (
+        ("train", "", "train train train"), ("", "", "  "), ("train", "mine", "mine  ")
+    ):  # fmt: skip
+        path = on_path(tmp_path, sinfo=f'case "$*" in *--partition=train*) echo {partitions} ;; esac')
+        found = run("bash", "-c", shown, PATH=path, SBATCH_PARTITION=asked)
+        assert found.stdout == f"{expected}\n"
 
 
 def test_a_node_without_the_file_system_comes_up_all_the_same(tmp_path):
@@ -104,7 +117,12 @@ def test_a_node_without_the_file_system_comes_up_all_the_same(tmp_path):
 
 
 def create_environment(tmp_path, *arguments, **environment):
-    place = {"VENV": f"{tmp_path}/shared/.venv", "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    place = {
+        "VENV": f"{tmp_path}/shared/.venv",
+        "TMPDIR": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+        "PYTHON": "python3",
+    }
     script = SETUP / "create_environment.sh"
     return run("bash", script, *arguments, check=False, **(place | environment))
 
@@ -135,6 +153,24 @@ def test_the_environment_is_made_proven_and_left_alone_when_nothing_changed(tmp_
     third = create_environment(tmp_path, **broken)
     assert third.returncode == 1 and "cannot be imported" in third.stderr
     assert not (venv / ".made_from").exists()  # what has not passed the check is not marked as complete
+
+
+def test_a_node_that_should_have_gpus_is_not_verified_on_its_cpu(tmp_path):
+    """Before anything is imported; CUDA_VISIBLE_DEVICES= asks for the CPU."""
+    (tmp_path / "type").write_text("g5.12xlarge\n")
+    broken = on_path(tmp_path, **{"nvidia-smi": "echo 'No devices were found'; exit 6"})
+    node = {"PATH": broken, "INSTANCE_TYPE_FILE": f"{tmp_path}/type", "PCI_DEVICES": f"{tmp_path}/none"}
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    result = subprocess.run(
+        ["bash", SETUP / "create_environment.sh", "verify"],
+        env=environment | node,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
+    assert "should have 1 GPU(s), but nvidia-smi --list-gpus shows 0" in result.stderr
+    cpu = create_environment(tmp_path, "verify", CUDA_VISIBLE_DEVICES="", **node)
+    assert "no environment at" in cpu.stderr
 
 
 def test_an_environment_that_is_not_there_or_a_wrong_word_is_one_line(tmp_path):

@@ -1,5 +1,6 @@
 """What moto cannot do: waiting, failing, scaling; by botocore's Stubber, which checks each answer's shape."""
 
+import dataclasses
 import datetime
 
 import boto3
@@ -12,6 +13,7 @@ from esm2_hyperpod.cluster import cluster, stack
 from esm2_hyperpod.cluster.aws import Aws, readable_errors
 from esm2_hyperpod.cluster.checks import checked_config, preflight
 from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
+from esm2_hyperpod.cluster.training_plan import training_plan_problems
 from esm2_hyperpod.errors import UserError
 
 CONFIG = checked_config(ROOT / "cluster_setup" / "cluster.yaml")
@@ -67,13 +69,23 @@ def queue_cluster(aws, status, workers=(2, 2), message=None, continuous=False):
     stub.add_response("describe_cluster", answer, {"ClusterName": "esm2"})
 
 
-def queue_nodes(aws, *failures):
+def queue_nodes(aws, *states, running=2):
+    """Queue the answer to list_nodes: a running controller, `running` workers, and workers in other states.
+
+    A state that holds a space is the message of a node that failed.
+    """
+    everyone = [
+        ("controller", "Running"),
+        *[("workers", "Running")] * running,
+        *(("workers", s) for s in states),
+    ]
     nodes = [
         {
-            "InstanceGroupName": "workers", "InstanceId": f"i-{n:017x}", "InstanceType": "ml.g5.24xlarge",
-            "LaunchTime": NOW, "InstanceStatus": {"Status": "Failure", "Message": failure},
+            "InstanceGroupName": group, "InstanceId": f"i-{n:017x}", "InstanceType": "ml.g5.24xlarge",
+            "LaunchTime": NOW,
+            "InstanceStatus": {"Status": "Failure", "Message": state} if " " in state else {"Status": state},
         }
-        for n, failure in enumerate(failures)
+        for n, (group, state) in enumerate(everyone)
     ]  # fmt: skip
     aws.stubs["sagemaker"].add_response(
         "list_cluster_nodes", {"ClusterNodeSummaries": nodes}, {"ClusterName": "esm2"}
@@ -83,15 +95,38 @@ def queue_nodes(aws, *failures):
 def test_create_waits_until_every_node_is_there(aws, capsys):
     queue_cluster(aws, None)
     aws.stubs["sagemaker"].add_response("create_cluster", {"ClusterArn": ARN}, REQUEST)
-    for status, workers in [("Creating", (0, 2)), ("InService", (1, 2)), ("InService", (2, 2))]:
+    for status, workers, running in [
+        ("Creating", (0, 2), 0),
+        ("InService", (2, 2), 1),
+        ("InService", (2, 2), 2),
+    ]:
         queue_cluster(aws, status, workers)
-        queue_nodes(aws)
+        queue_nodes(aws, *["SystemUpdating"] * (workers[0] - running), running=running)
     cluster.ensure_cluster(aws, REQUEST)
     output = capsys.readouterr().out
-    assert (
-        "Creating; nodes: controller 1/1, workers 0/2" in output
-        and "InService; nodes: controller 1/1, workers 1/2" in output
+    assert "Creating; running nodes: controller 1/1, workers 0/2" in output
+    assert "InService; running nodes: controller 1/1, workers 1/2" in output  # there, but not running yet
+
+
+def test_a_minimum_that_aws_did_not_reach_ends_the_wait(aws):
+    """AWS's page on continuous provisioning: after 3 hours MinCount and TargetCount become 0."""
+    request = create_cluster_request(
+        dataclasses.replace(CONFIG, workers=dataclasses.replace(CONFIG.workers, min_count=2)),
+        example_outputs(CONFIG),
     )
+    queue_cluster(aws, None)
+    aws.stubs["sagemaker"].add_response("create_cluster", {"ClusterArn": ARN}, request)
+    queue_cluster(aws, "InService", (0, 0))
+    queue_nodes(aws, running=0)
+    with pytest.raises(UserError, match=r"min_count = 2 workers in 3 hours.*scale --count N"):
+        cluster.ensure_cluster(aws, request)
+
+
+def test_no_workers_keep_no_minimum():
+    described = REQUEST["InstanceGroups"][1] | {"MinCount": 2, "CurrentCount": 2, "TargetCount": 2}
+    none = cluster.specification(described, 0)
+    assert (none["InstanceCount"], none["MinInstanceCount"]) == (0, 0)
+    assert cluster.specification(described, 5)["MinInstanceCount"] == 2
 
 
 def test_a_cluster_made_by_another_run_in_the_meantime_is_taken_over(aws):
@@ -109,13 +144,13 @@ def test_a_failed_creation_tells_every_reason_aws_has_and_where_the_logs_are(aws
     common = {"EventId": EVENT, "ClusterArn": ARN, "ClusterName": "esm2", "EventTime": NOW}
     event = common | {"ResourceType": "Instance", "EventLevel": "Error", "InstanceGroupName": "workers"}
     calm = common | {"ResourceType": "Cluster", "EventLevel": "Info", "Description": "all is well"}
-    aws.stubs["sagemaker"].add_response("list_cluster_events", {"Events": [calm, event]}, ANY_EVENTS)
+    queue_nodes(aws, "Lifecycle scripts did not run successfully", running=0)
+    aws.stubs["sagemaker"].add_response("list_cluster_events", {"Events": [calm, event]}, LATEST_EVENTS)
     message = "We currently do not have sufficient\n capacity"
     detail = event | {"EventDetails": {"EventMetadata": {"InstanceGroup": {"FailureMessage": message}}}}
     aws.stubs["sagemaker"].add_response(
         "describe_cluster_event", {"EventDetails": detail}, {"ClusterName": "esm2", "EventId": EVENT}
     )
-    queue_nodes(aws, "Lifecycle scripts did not run successfully")
     with pytest.raises(UserError) as failure:
         cluster.ensure_cluster(aws, REQUEST)
     headline, *reasons = str(failure.value).splitlines()
@@ -123,20 +158,29 @@ def test_a_failed_creation_tells_every_reason_aws_has_and_where_the_logs_are(aws
     assert [reason.strip() for reason in reasons] == [
         "Instance group failed",
         "03:04 workers: We currently do not have sufficient capacity",
-        "node i-00000000000000000 of workers: Lifecycle scripts did not run successfully",
+        "node i-00000000000000001 of workers: Lifecycle scripts did not run successfully",
         "set-up logs of the nodes: aws logs tail /aws/sagemaker/Clusters/esm2/abcdefghij12 "
         "--region us-west-2",
     ]
 
 
-ANY_EVENTS = {"ClusterName": "esm2", "SortBy": "EventTime", "SortOrder": "Descending", "MaxResults": 100}
+class AnHourAgo:
+    """Equal to the time an hour ago, give or take some minutes: older errors are not asked for."""
+
+    def __eq__(self, other):
+        age = datetime.datetime.now(datetime.timezone.utc) - other
+        return datetime.timedelta(minutes=55) < age < datetime.timedelta(minutes=65)
+
+
+LATEST_EVENTS = {"ClusterName": "esm2", "SortBy": "EventTime", "SortOrder": "Descending", "MaxResults": 100,
+                 "EventTimeAfter": AnHourAgo()}  # fmt: skip
 
 
 def test_events_that_may_not_be_read_do_not_end_the_wait(aws, capsys):
     queue_cluster(aws, "InService", (1, 2), continuous=True)
     queue_cluster(aws, "InService", (1, 2), continuous=True)
+    queue_nodes(aws, running=1)
     aws.stubs["sagemaker"].add_client_error("list_cluster_events", "AccessDeniedException")
-    queue_nodes(aws)
     queue_cluster(aws, "InService")
     queue_nodes(aws)
     cluster.ensure_cluster(aws, REQUEST)
@@ -169,9 +213,9 @@ def test_scaling_sends_the_group_as_it_is_with_another_count(aws, capsys):
     )
     for status, workers in [("InService", (2, 2)), ("Updating", (3, 5)), ("InService", (5, 5))]:
         queue_cluster(aws, status, workers)  # the first answer is older than the change
-        queue_nodes(aws)
+        queue_nodes(aws, running=workers[0])
     cluster.change_workers(aws, "esm2", 5, dry_run=False)
-    assert "InService; nodes: controller 1/1, workers 5/5" in capsys.readouterr().out
+    assert "InService; running nodes: controller 1/1, workers 5/5" in capsys.readouterr().out
 
 
 def test_scaling_to_what_is_there_or_without_a_cluster_sends_nothing(aws, capsys):
@@ -187,7 +231,7 @@ def test_a_wait_without_end_says_how_to_go_on(aws, monkeypatch):
     monkeypatch.setattr(cluster, "CREATE_MINUTES", 0)
     queue_cluster(aws, "Creating", (0, 2))
     queue_cluster(aws, "Creating", (0, 2))
-    queue_nodes(aws)
+    queue_nodes(aws, running=0)
     with pytest.raises(UserError, match=r"still: cluster esm2: Creating.*hyperpod\.py status"):
         cluster.ensure_cluster(aws, REQUEST)
 
@@ -261,13 +305,67 @@ def test_a_stack_that_will_not_go_says_why_and_that_it_bills(aws):
         stack.delete_stack(aws, "esm2-hyperpod")
 
 
-def test_a_quota_that_may_not_be_read_is_said_and_does_not_stop(aws, capsys):
+def test_what_may_not_be_read_is_said_and_does_not_stop(aws, capsys):
     offer = {"InstanceTypeOfferings": [{"Location": "us-west-2b"}]}
     aws.stubs["ec2"].add_response("describe_instance_type_offerings", offer)
-    aws.stubs["ec2"].add_response("describe_instance_type_offerings", offer)
-    aws.stubs["service-quotas"].add_client_error("list_service_quotas", "AccessDeniedException")
+    aws.stubs["ec2"].add_client_error("describe_instance_type_offerings", "UnauthorizedOperation")
+    for _ in range(4):  # two types, and the nodes of one and of all clusters
+        aws.stubs["service-quotas"].add_client_error("list_service_quotas", "AccessDeniedException")
     preflight(aws, CONFIG)
-    assert capsys.readouterr().out == "cannot check quotas: ListServiceQuotas: AccessDeniedException\n"
+    zone, *quotas = capsys.readouterr().out.splitlines()
+    assert zone == "the zone: not checked: DescribeInstanceTypeOfferings: UnauthorizedOperation"
+    assert quotas[0] == (
+        "quota 'ml.g5.24xlarge for cluster usage': not checked: ListServiceQuotas: AccessDeniedException"
+    )
+    assert len(quotas) == 4
+
+
+PLAN = {
+    "TrainingPlanArn": "arn:aws:sagemaker:us-west-2:123456789012:training-plan/ours-in-january",
+    "TrainingPlanName": "ours-in-january", "Status": "Active", "TargetResources": ["hyperpod-cluster"],
+    "StartTime": NOW, "EndTime": NOW.replace(year=2100), "AvailableInstanceCount": 2,
+    "ReservedCapacitySummaries": [{
+        "ReservedCapacityArn": "arn:aws:sagemaker:us-west-2:123456789012:reserved-capacity/abcdefgh",
+        "InstanceType": "ml.p5.48xlarge", "AvailabilityZone": "us-west-2b", "TotalInstanceCount": 2,
+        "Status": "Active"}],
+}  # fmt: skip
+CAPACITY = PLAN["ReservedCapacitySummaries"][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({}, None),
+        ({"Status": "Scheduled", "StartTime": NOW.replace(year=2099)}, None),
+        ({"Status": "Expired"}, "is Expired; choose another plan"),
+        ({"Status": "Failed", "StatusMessage": "payment failed"}, "is Failed (payment failed)"),
+        ({"EndTime": NOW}, "ended on 2026-01-02"),
+        ({"TargetResources": ["training-job"]}, "was bought for training-job, not for hyperpod-cluster"),
+        ({"AvailableInstanceCount": 1}, "has 1 nodes for this cluster, 2 are asked for; set workers.count"),
+        ({"ReservedCapacitySummaries": [CAPACITY | {"InstanceType": "ml.p4d.24xlarge"}]},
+         "reserves ml.p4d.24xlarge, not ml.p5.48xlarge; set workers.instance_type: ml.p4d.24xlarge"),
+        ({"ReservedCapacitySummaries": [CAPACITY | {"AvailabilityZone": "us-west-2a"}]},
+         "is in us-west-2a; set availability_zone: us-west-2a"),
+        (None, "there is no such training plan in us-west-2"),
+    ],
+)  # fmt: skip
+def test_a_training_plan_is_looked_up_before_anything_is_made(aws, capsys, changes, wrong):
+    workers = dataclasses.replace(
+        CONFIG.workers, instance_type="ml.p5.48xlarge", training_plan_arn=PLAN["TrainingPlanArn"]
+    )
+    stub, asked = aws.stubs["sagemaker"], {"TrainingPlanName": "ours-in-january"}
+    if changes is None:
+        stub.add_client_error("describe_training_plan", "ResourceNotFound")
+    else:
+        stub.add_response("describe_training_plan", PLAN | changes, asked)
+    problems = training_plan_problems(aws, dataclasses.replace(CONFIG, workers=workers))
+    assert [wrong in line for line in problems] == [True] * bool(wrong), problems
+    output = capsys.readouterr().out
+    if changes == {}:
+        assert (
+            output == "training plan ours-in-january: Active, 2026-01-02 03:04 UTC to 2100-01-02 03:04 UTC\n"
+        )
+    assert ("it has not begun; the workers come on 2099-01-02" in output) == ("StartTime" in (changes or {}))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The CloudFormation template and the request, judged by cfn-lint; the role, judged by IAM's own tables."""
 
 import copy
+import dataclasses
+import fnmatch
 import json
 from pathlib import Path
 
@@ -8,12 +10,14 @@ import cfnlint
 import cfnlint.decode.cfn_yaml
 import pytest
 from cfnlint.api import ManualArgs, lint
+from cfnlint.schema import PROVIDER_SCHEMA_MANAGER
 from helpers.commands import ROOT
 
 from esm2_hyperpod.cluster.checks import checked_config
+from esm2_hyperpod.cluster.config import Budget
 from esm2_hyperpod.cluster.request import StackOutputs, create_cluster_request, example_outputs
 from esm2_hyperpod.cluster.rules import subnets
-from esm2_hyperpod.cluster.stack import parameters
+from esm2_hyperpod.cluster.stack import CHANGEABLE, parameters
 
 TEXT = (ROOT / "cluster_setup" / "network_and_storage.yaml").read_text()
 TEMPLATE = cfnlint.decode.cfn_yaml.loads(TEXT)
@@ -51,6 +55,17 @@ def test_the_template_and_the_code_agree():
     assert set(TEMPLATE["Outputs"]) == set(StackOutputs.__dataclass_fields__)
     defaults = {name: str(p["Default"]) for name, p in TEMPLATE["Parameters"].items() if "Default" in p}
     assert {name: parameters(CONFIG)[name] for name in defaults} == defaults
+
+
+def test_a_budget_is_made_only_for_an_address():
+    budget = RESOURCES["Budget"]
+    assert TEMPLATE["Parameters"]["BudgetEmail"]["Default"] == "" and budget["Condition"] == "HasBudget"
+    subscribers = budget["Properties"]["NotificationsWithSubscribers"]
+    assert all(n["Subscribers"] == [{"SubscriptionType": "EMAIL", "Address": {"Ref": "BudgetEmail"}}]
+               for n in subscribers)  # fmt: skip
+    asked = dataclasses.replace(CONFIG, budget=Budget("me@here.org", 500))
+    assert parameters(asked)["BudgetEmail"] == "me@here.org" and parameters(asked)["BudgetUsd"] == "500"
+    assert {"BudgetEmail", "BudgetUsd"} <= CHANGEABLE.keys()
 
 
 @pytest.mark.parametrize(
@@ -93,6 +108,57 @@ def test_a_star_resource_is_explained_where_it_stands():
     assert sorted(stars) == ["DescribeNetwork", "LogInToRegistry", "OpenShellSessions", "WriteClusterMetrics"]
     for sid in stars:
         assert f"- Sid: {sid} # " in TEXT
+
+
+OPERATOR = json.loads((ROOT / "cluster_setup" / "operator_policy.json").read_text())["Statement"]
+# What CloudFormation's handlers may use for properties that the template does not have.
+FOR_OTHER_PROPERTIES = (
+    "AcceptAddressTransfer AttachVpnGateway DetachVpnGateway CreateVpcEncryptionControl AllowMultiRegion "
+    "CreateServiceNetworkVpcEndpointAssociation DescribeServiceNetworkVpcEndpointAssociation "
+    "GetBillingViewData"
+).split()
+
+
+def allowed(action: str, resource: str | None = None) -> bool:
+    """Whether who runs hyperpod.py may do an action, on a resource if one is given."""
+    return any(
+        any(fnmatch.fnmatchcase(action.lower(), pattern.lower()) for pattern in listed(s["Action"]))
+        and (resource is None or any(fnmatch.fnmatchcase(resource, p) for p in listed(s["Resource"])))
+        for s in OPERATOR
+    )
+
+
+def test_the_operators_policy_allows_what_cloudformation_does_to_make_and_remove_the_stack():
+    """CloudFormation acts with the caller's permissions; its resource types say which they use."""
+    needed = set()
+    for kind in {r["Type"] for r in RESOURCES.values()} - {"AWS::S3::Bucket"}:  # that one lists all of S3
+        handlers = PROVIDER_SCHEMA_MANAGER.get_resource_schema("us-west-2", kind).schema.get("handlers", {})
+        for event in ("create", "read", "delete"):
+            needed |= set(handlers.get(event, {}).get("permissions", []))
+    needed = {action for action in needed if action.split(":")[1] not in FOR_OTHER_PROPERTIES}
+    assert len(needed) > 60 and [action for action in sorted(needed) if not allowed(action)] == []
+    account = "123456789012"
+    for action, resource in {
+        "iam:CreateRole": f"arn:aws:iam::{account}:role/esm2-hyperpod-ExecutionRole-1A2B3C",
+        "iam:PassRole": f"arn:aws:iam::{account}:role/esm2-hyperpod-ExecutionRole-1A2B3C",
+        "s3:CreateBucket": f"arn:aws:s3:::sagemaker-esm2-{account}-us-west-2",
+        "s3:PutObject": f"arn:aws:s3:::sagemaker-esm2-{account}-us-west-2/lifecycle/on_init_complete.sh",
+        "cloudformation:CreateStack": f"arn:aws:cloudformation:us-west-2:{account}:stack/esm2-hyperpod/1",
+        "logs:DeleteLogGroup": f"arn:aws:logs:us-west-2:{account}:log-group:/aws/sagemaker/Clusters/esm2/abc",
+        "ssm:StartSession": f"arn:aws:sagemaker:us-west-2:{account}:cluster/abcdefghij12",
+    }.items():
+        assert allowed(action, resource), action
+    assert not allowed("iam:CreateRole", f"arn:aws:iam::{account}:role/Admin")
+    assert not allowed("s3:GetObject", "arn:aws:s3:::somebody-elses/secret")
+
+
+@pytest.mark.parametrize("statement", OPERATOR, ids=lambda s: s["Sid"])
+def test_the_operators_policy_names_actions_that_exist(statement):
+    for action in listed(statement["Action"]):
+        service, _, name = action.partition(":")
+        known = IAM[service]["Actions"]
+        assert fnmatch.filter(known, name.lower()), f"{action} is no action"
+        assert name != "*"
 
 
 def test_only_sagemaker_may_take_the_role():

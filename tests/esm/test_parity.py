@@ -99,7 +99,7 @@ def test_logits_equal_fair_esm():
     model = random_model()
     reference, packed = fair_esm_copy(model), packed_copy(model)
     rows = masked_tokens(1)
-    ours = packed(**packed_inputs(rows)).logits[0]
+    ours = packed(**packed_inputs(rows)).logits
     start = 0
     for row in rows:
         theirs = reference(row[None])["logits"][0]
@@ -114,14 +114,18 @@ def test_packed_logits_and_gradients_equal_one_sequence_at_a_time():
     labels = [torch.where(row == MASK, torch.randint(4, 24, row.shape), -100) for row in rows]
 
     logits = packed(**packed_inputs(rows)).logits
-    masked_lm_loss(logits[:, : sum(map(len, rows))], torch.cat(labels)[None], 10).backward()
+    masked_lm_loss(logits[: sum(map(len, rows))], torch.cat(labels), 10).backward()
     start = 0
     for row, label in zip(rows, labels):
         alone = model(row[None]).logits
-        torch.testing.assert_close(logits[:, start : start + len(row)], alone, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits[start : start + len(row)], alone[0], atol=1e-5, rtol=1e-5)
         masked_lm_loss(alone, label[None], 10).backward()
         start += len(row)
+    some = torch.tensor([3, 50, 7, 0])
+    chosen = packed(**packed_inputs(rows), predict=some).logits
+    torch.testing.assert_close(chosen, logits[some], atol=1e-6, rtol=1e-6)  # the head on chosen tokens alone
     gradients = dict(packed.named_parameters())
+    assert list(gradients) == [name for name, _ in model.named_parameters()]  # an optimizer counts them
     for name, parameter in model.named_parameters():
         if not name.startswith("esm.contact_head"):
             torch.testing.assert_close(gradients[name].grad, parameter.grad, atol=1e-5, rtol=1e-4)
@@ -142,10 +146,44 @@ def test_the_cuda_kernel_is_given_what_its_signature_asks(monkeypatch):
     real = inspect.signature(packed.varlen.varlen_attn).parameters
     assert list(inspect.signature(plain).parameters)[:7] == list(real)[:7] and "scale" in real
     monkeypatch.setattr(packed.varlen, "varlen_attn", plain)
-    query, key, value = torch.randn(3, 1, 4, 30, 8).unbind()
+    query, key, value = torch.randn(3, 30, 4, 8).unbind()
     borders = torch.tensor([0, 12, 13, 30, 30], dtype=torch.int32)
-    by_kernel = packed._by_kernel(query, key, value, 0.7, borders, 17)
-    torch.testing.assert_close(by_kernel, packed._one_by_one(query, key, value, 0.7, borders))
+    by_kernel = packed._by_kernel(query, key, value, borders, 17)
+    torch.testing.assert_close(by_kernel, packed._one_by_one(query, key, value, borders))
+
+
+def test_a_compiled_layer_with_the_cuda_kernel_is_one_graph(monkeypatch):
+    """Traced over tensors without data, forward and backward: `fullgraph` raises where it would be cut."""
+    compiled = torch.compile(packed._layer, backend="aot_eager", fullgraph=True, dynamic=False)
+    monkeypatch.setattr(packed, "_compiled_layer", lambda: compiled)
+    monkeypatch.setattr(packed, "packed_attention", packed._by_kernel)
+    model = PackedEsmForMaskedLM(build_config("tiny")).to("meta")
+    model.compute_dtype = torch.bfloat16
+    model.compile_layers()
+    inputs = {
+        name: value.to("meta")
+        for name, value in packed_inputs(masked_tokens(3)).items()
+        if name != "max_seqlen"
+    }
+    logits = model(**inputs, max_seqlen=82, predict=torch.zeros(64, dtype=torch.long, device="meta")).logits
+    logits.sum().backward()
+    assert (logits.shape, logits.dtype) == ((64, 33), torch.float32)
+    assert all(weight.grad.dtype == torch.float32 for weight in model.esm.encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    "installed, capability, used", [(True, 9, True), (True, 8, False), (False, 9, False)]
+)
+def test_flash_attention_3_is_used_where_it_is_installed_on_a_hopper(
+    monkeypatch, installed, capability, used
+):
+    activated = []
+    monkeypatch.setattr(packed, "find_spec", lambda name: installed and name == "flash_attn_interface")
+    monkeypatch.setattr(packed, "activate_flash_attention_impl", activated.append)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
+    assert packed.use_flash_attention_3(torch.device("cuda")) == used
+    assert activated == (["FA3"] if used else [])
+    assert "FA3" in torch.nn.attention.list_flash_attention_impls()
 
 
 @settings(max_examples=60, deadline=None)

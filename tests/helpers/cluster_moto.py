@@ -1,7 +1,9 @@
 """moto's AWS server on loopback, with what it lacks and a HyperPod cluster needs.
 
-moto has no FSx file system in CloudFormation, no ListServiceQuotas (here a table the tests set), no default
-for ThreadsPerCore, and cannot delete a stack's route tables, without which the VPC stays.
+moto has no FSx file system in CloudFormation, no ListServiceQuotas (here a table the tests set), no
+UpdateCluster, no default for ThreadsPerCore, does not know that continuous provisioning takes no
+SlurmConfigStrategy, and cannot delete a stack's NAT gateway, its address, nor its route tables, without which
+the VPC stays.
 """
 
 import functools
@@ -10,14 +12,29 @@ import json
 import boto3
 from botocore.loaders import JSONFileLoader
 from moto.core.common_models import CloudFormationModel
+from moto.core.responses import ActionResult
+from moto.ec2.models.elastic_ip_addresses import ElasticAddress
+from moto.ec2.models.nat_gateways import NatGateway
 from moto.ec2.models.route_tables import RouteTable
 from moto.fsx.models import FileSystem, FSxBackend, fsx_backends
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
-from moto.sagemaker.models import SageMakerModelBackend
+from moto.sagemaker.exceptions import ValidationError
+from moto.sagemaker.models import ClusterNode, SageMakerModelBackend
+from moto.sagemaker.responses import SageMakerResponse
 from moto.servicequotas.responses import ServiceQuotasResponse
 
 REGION = "us-west-2"
 QUOTAS: dict[str, float] = {}
+# What Service Quotas lists only among AWS's defaults, as in an account that has never asked for more.
+DEFAULT_QUOTAS = {
+    "Maximum number instances allowed per SageMaker HyperPod cluster": 20.0,
+    "Total number of instances allowed across SageMaker HyperPod clusters": 20.0,
+    "Maximum size of EBS volume in GB for a SageMaker HyperPod cluster instance": 1024.0,
+    "VPCs per Region": 5.0,
+    "Internet gateways per Region": 5.0,
+    "NAT gateways per Availability Zone": 5.0,
+    "EC2-VPC Elastic IPs": 5.0,
+}
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",
     "AWS_SECRET_ACCESS_KEY": "testing",
@@ -84,9 +101,12 @@ class StackFileSystem(FileSystem, CloudFormationModel):
         del fsx_backends[account_id][region].file_systems[self.file_system_id]
 
 
-def _list_service_quotas(self):
-    quotas = [{"QuotaName": name, "QuotaCode": "L-1", "Value": value} for name, value in QUOTAS.items()]
-    return json.dumps({"Quotas": quotas})
+def _quotas_in(table):
+    def answer(_):
+        quotas = [{"QuotaName": name, "QuotaCode": "L-1", "Value": value} for name, value in table.items()]
+        return json.dumps({"Quotas": quotas})
+
+    return answer
 
 
 def _file_system_backups(self, backup_ids, filters=None, max_results=None, next_token=None):
@@ -100,21 +120,64 @@ def _create_cluster(self, cluster_name, instance_groups, vpc_config, tags):
     return _moto_create_cluster(self, cluster_name, groups, vpc_config, tags)
 
 
+def _create_cluster_as_aws(self):
+    """AWS's page "Continuous provisioning for enhanced cluster operations with Slurm": an API error."""
+    slurm = (self._get_param("Orchestrator") or {}).get("Slurm") or {}
+    if self._get_param("NodeProvisioningMode") == "Continuous" and "SlurmConfigStrategy" in slurm:
+        raise ValidationError(message="SlurmConfigStrategy is not supported with continuous provisioning.")
+    return _moto_create_cluster_response(self)
+
+
+def _update_cluster(self):
+    """Sets the groups' counts, and removes the last nodes or adds new ones."""
+    name = self._get_param("ClusterName")
+    cluster = self.sagemaker_backend.clusters[name]
+    for asked in self._get_param("InstanceGroups"):
+        group = next(
+            g for g in cluster.instance_groups if g["InstanceGroupName"] == asked["InstanceGroupName"]
+        )
+        group["CurrentCount"] = group["TargetCount"] = asked["InstanceCount"]
+        prefix = group["InstanceGroupName"]
+        cluster.nodes = {i: n for i, n in cluster.nodes.items() if n.instance_group_name != prefix} | {
+            f"{prefix}-{n}": ClusterNode(
+                region_name=REGION, account_id=cluster.account_id, cluster_name=name, node_id=f"{prefix}-{n}",
+                instance_group_name=prefix, instance_type=group["InstanceType"],
+                life_cycle_config=group["LifeCycleConfig"], execution_role=group["ExecutionRole"],
+            )
+            for n in range(asked["InstanceCount"])
+        }  # fmt: skip
+    return ActionResult({"ClusterArn": cluster.arn})
+
+
+def _delete_nat_gateway(self, account_id, region):
+    self.ec2_backend.delete_nat_gateway(self.id)
+
+
+def _delete_address(self, account_id, region):
+    self.ec2_backend.release_address(allocation_id=self.allocation_id)
+
+
 def _delete_route_table(self, account_id, region):
     self._associations.clear()
     self.ec2_backend.delete_route_table(self.id)
 
 
 _moto_create_cluster = SageMakerModelBackend.create_cluster
+_moto_create_cluster_response = SageMakerResponse.create_cluster
 
 
 def start_server() -> tuple[ThreadedMotoServer, str]:
     """A running server and its address."""
     # Each session reads its service models anew, which takes longer than all the rest of a test.
     JSONFileLoader.load_file = functools.cache(JSONFileLoader.load_file)
-    ServiceQuotasResponse.list_service_quotas = _list_service_quotas
+    ServiceQuotasResponse.list_service_quotas = _quotas_in(QUOTAS)
+    ServiceQuotasResponse.list_aws_default_service_quotas = _quotas_in(DEFAULT_QUOTAS)
     FSxBackend.describe_backups = _file_system_backups
     SageMakerModelBackend.create_cluster = _create_cluster
+    SageMakerResponse.create_cluster = _create_cluster_as_aws
+    SageMakerResponse.update_cluster = _update_cluster
+    NatGateway.delete = _delete_nat_gateway
+    ElasticAddress.delete = _delete_address
     RouteTable.delete = _delete_route_table
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()

@@ -31,7 +31,18 @@ SCONTROL = """#!/usr/bin/env bash
 case "$1 $2" in
   "show job") printf '   ReqNodeList=(null) ExcNodeList=(null)\\n   NodeList=packed\\n   BatchHost=gone\\n' ;;
   "show hostnames") cat "$STUB/nodes" ;;
-  "show node") echo "NodeName=$3 Arch=x86_64"; echo "   NodeAddr=10.1.0.${3#ip-} NodeHostName=$3 Port=0" ;;
+  "show node")
+    if [ "$3" = --oneliner ]; then
+      while read -r node; do
+        line="$(grep -s "^$node " "$STUB/verdicts" || echo "$node IDLE none")"
+        read -r name state reason <<<"$line"
+        echo "NodeName=$name Arch=x86_64 State=$state Reason=$reason [root@2026-01-02T03:04:05]"
+      done <"$STUB/nodes"
+      exit
+    fi
+    echo "NodeName=$3 Arch=x86_64"
+    echo "   Gres=$(cat "$STUB/gres" 2>/dev/null || echo '(null)')"
+    echo "   NodeAddr=10.1.0.${3#ip-} NodeHostName=$3 Port=0" ;;
   "requeue "*) echo "$2" >>"$STUB/requeued" ;;
 esac
 """
@@ -83,6 +94,9 @@ class StubCluster:
         self.write("instance_type", f"{kind}\n")
         lines = "\n".join(f"GPU {i}: NVIDIA (UUID: GPU-{i})" for i in range(gpus))
         self.executable("bin/nvidia-smi", f"#!/usr/bin/env bash\ncat <<'END'\n{lines}\nEND\n")
+        for i in range(gpus):
+            self.write(f"pci/0000:00:1{i}.0/vendor", "0x10de\n")
+            self.write(f"pci/0000:00:1{i}.0/class", "0x030200\n")
         self.write("infiniband/mlx5_0/device/vendor", "0x15b3\n")
         for i in range(efa):
             self.write(f"infiniband/rdmap{i}/device/vendor", "0x1d0f\n")
@@ -99,6 +113,8 @@ class StubCluster:
             "HYPERPOD_DIR": f"{self.stub}/hyperpod",
             "INFINIBAND_DIR": f"{self.stub}/infiniband",
             "INSTANCE_TYPE_FILE": f"{self.stub}/instance_type",
+            "PCI_DEVICES": f"{self.stub}/pci",
+            "VERDICT_SECONDS": "0",
             "ROUTES_FILE": f"{self.stub}/routes",
             **variables,
         }

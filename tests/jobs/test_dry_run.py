@@ -2,8 +2,12 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from helpers.commands import run
+
+from esm2_hyperpod.jobs import dry_run as dry_run_module
+from esm2_hyperpod.sizes import SIZES
 
 CPU = {"CUDA_VISIBLE_DEVICES": "", "DRY_RUN": "1"}
 
@@ -30,12 +34,26 @@ def test_plan_of_pretraining(synthetic, tmp_path):
     assert "1 node(s) x 4 = 4" in result.stdout
     assert "2,097,152 tokens = 4 process(es) x 16,384 x 32 accumulated" in result.stdout
     assert "starts from the beginning" in result.stdout
+    assert "checkpoints   0.1 GB each, 0 s at 293 MB/s, 3 kept: 0 GB to come, " in result.stdout
     assert list(tmp_path.iterdir()) == []  # nothing was run
 
 
 def test_batch_that_does_not_divide(synthetic, tmp_path):
     result = dry_run(synthetic, "2.train_ddp.sh", "--output_dir", tmp_path, processes=3)
     assert "--global_batch_tokens 2,097,152 does not divide over 3" in problem(result)
+
+
+def test_a_checkpoint_that_will_not_fit_is_said(monkeypatch, capsys, tmp_path):
+    free = SimpleNamespace(free=100e9)
+    monkeypatch.setattr(dry_run_module.shutil, "disk_usage", lambda folder: free)
+    (tmp_path / "out" / "checkpoint-500").mkdir(parents=True)
+    dry_run_module.say_checkpoints(SIZES["3B"], 3, tmp_path / "out")  # one of the four is there
+    assert (
+        "34.1 GB each, 116 s at 293 MB/s, 3 kept: 102 GB to come, 100 GB free: too little"
+        in capsys.readouterr().out
+    )
+    dry_run_module.say_checkpoints(SIZES["3B"], 1, tmp_path / "none" / "yet")
+    assert "68 GB to come, 100 GB free\n" in capsys.readouterr().out
 
 
 def test_dataset_that_is_missing(tmp_path):

@@ -141,6 +141,101 @@ def test_lost_node(slurm, undisturbed, trainer, node):
     lost(output, f"{trainer}: {node} lost", since)
 
 
+def condemn(slurm: LocalSlurm, node: str, reason: str) -> None:
+    """What HyperPod's health agent does; AWS then waits for the node's jobs to end."""
+    slurm.run("scontrol", "update", f"nodename={node}", "state=fail", f"reason={reason}")
+
+
+@on_demand
+@pytest.mark.parametrize("reason", ["Action:Replace", "Action:Reboot"])
+def test_condemned_while_running(slurm, undisturbed, reason):
+    """The run saves and leaves the node by itself: no step is lost."""
+    output = slurm.fsx / f"ddp-condemned-{reason[7:]}"
+    words = ["2.train_ddp.sh", *TINY, "--output_dir", str(output)]
+    job = slurm.sbatch(*words, WATCH_SECONDS="1")
+    slurm.until_step(output, 4, job)
+    condemn(slurm, "node2", reason)
+    happened = time.monotonic()
+    try:
+        slurm.until(lambda: slurm.field(job, "JobState") == "PENDING", "the requeue", job=job)
+        stopped = logged_losses(output)[-1][0]
+        assert list_checkpoints(output)[-1].name == f"checkpoint-{stopped}"
+        assert f"({reason}): asking the run to save and stop" in slurm.log(job)
+        since = goes_on(slurm, output, job, "condemned node", happened)
+        nodes = slurm.run("scontrol", "show", "hostnames", slurm.field(job, "NodeList")).split()
+        assert nodes == ["node1", "node3"]
+        assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    finally:
+        slurm.run("scontrol", "update", "nodename=node2", "state=resume")
+    assert logged_losses(output) == undisturbed("ddp")
+    lost(output, f"ddp: node2 marked {reason} while running", since)
+
+
+@on_demand
+def test_condemned_node_whose_process_dies(slurm, undisturbed):
+    """Killed processes are started again in the same allocation; not on a node that HyperPod has given up."""
+    output = slurm.fsx / "ddp-condemned-killed"
+    job = slurm.sbatch("2.train_ddp.sh", *TINY, "--output_dir", str(output), WATCH_SECONDS="600")
+    slurm.until_step(output, 6, job)
+    condemn(slurm, "node2", "Action:Replace")
+    slurm.kill_rank(1)
+    happened = time.monotonic()
+    try:
+        since = goes_on(slurm, output, job, "killed on a condemned node", happened)
+        assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    finally:
+        slurm.run("scontrol", "update", "nodename=node2", "state=resume")
+    assert slurm.field(job, "Restarts") == "1" and "node node2 is " in slurm.log(job)
+    assert logged_losses(output) == undisturbed("ddp")
+    lost(output, "ddp: process killed on a node marked Action:Replace", since)
+
+
+@on_demand
+@pytest.mark.parametrize("condemned", [False, True])
+def test_a_script_error(slurm, tmp_path, condemned):
+    """It would only happen again, unless a broken node is its cause."""
+    marker = tmp_path / "tried"
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    # Fails on its first start, as a program does on a broken GPU.
+    python.write_text(f'#!/bin/sh\n[ -e {marker}.$SLURMD_NODENAME ] || [ -e {marker}.node3 ] && exit 0\n'
+                      f'touch {marker}.$SLURMD_NODENAME; sleep 3; exit 1\n')  # fmt: skip
+    python.chmod(0o755)
+    words = ["--nodelist=node2", "--nodes=1", "2.train_ddp.sh", "--output_dir", str(tmp_path / "out")]
+    job = slurm.sbatch(*words, VENV=str(python.parents[1]))
+    slurm.until(lambda: any(tmp_path.glob("tried.*")), "the first start", job=job)
+    if not condemned:
+        assert slurm.wait(job) == "FAILED" and slurm.field(job, "Restarts") == "0"
+        print("\n| a script's error, exit code 1 | job FAILED, not requeued |")
+        return
+    condemn(slurm, "node2", "Action:Replace")
+    try:
+        slurm.until(lambda: slurm.field(job, "Restarts") == "1", "the requeue", job=job)
+    finally:
+        slurm.run("scontrol", "update", "nodename=node2", "state=resume")
+    assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    print("\n| exit code 1 on a node marked Action:Replace | requeued, then COMPLETED |")
+
+
+@on_demand
+def test_a_node_without_its_gpu(slurm, tmp_path):
+    fake = tmp_path / "bin" / "nvidia-smi"
+    fake.parent.mkdir()
+    fake.write_text(
+        "#!/bin/sh\necho 'Unable to determine the device handle for GPU0: Unknown Error'; exit 15\n"
+    )
+    fake.chmod(0o755)
+    (tmp_path / "type").write_text("g5.24xlarge\n")
+    output = slurm.fsx / "ddp-without-gpu"
+    path = f"{fake.parent}:{os.environ['PATH']}"
+    node = {"CUDA_VISIBLE_DEVICES": "0", "PATH": path, "INSTANCE_TYPE_FILE": str(tmp_path / "type")}
+    job = slurm.sbatch("2.train_ddp.sh", *TINY, "--output_dir", str(output), **node)
+    assert slurm.wait(job) == "FAILED"
+    assert "should have 1 GPU(s), but nvidia-smi --list-gpus shows 0" in slurm.log(job)
+    assert not (output / "run.json").exists()
+    print("\n| g5 node whose nvidia-smi fails | refused on each node, job FAILED, no step on a CPU |")
+
+
 @on_demand
 def test_scancel_signal_term(slurm, undisturbed):
     output = slurm.fsx / "ddp-term"

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +171,69 @@ def test_an_error_with_a_lost_node_is_requeued(cluster):
     assert cluster.lines("requeued") == ["4242"] and len(cluster.lines("steps")) == 1
 
 
+@pytest.mark.parametrize(
+    ("verdict", "code", "steps", "requeued"),
+    [
+        ("ip-4 FAIL Action:Replace", 1, 1, True),  # a broken GPU: the node answers, the script's error is its
+        ("ip-4 FAIL Action:Reboot", 1, 1, True),
+        ("ip-4 FAIL Action:Replace", 137, 1, True),  # not a second time on the same node
+        ("ip-4 MIXED+DRAIN fan failed", 1, 1, True),
+        ("ip-4 DOWN* Not responding", 134, 1, True),
+        ("ip-4 MIXED Action:Replace", 1, 1, True),
+        ("ip-9 FAIL Action:Replace", 1, 1, False),  # somebody else's node
+        ("ip-4 IDLE remember the milk", 1, 1, False),
+        ("ip-4 IDLE remember the milk", 137, 2, False),
+    ],
+)
+def test_a_failure_waits_for_the_verdict_on_its_nodes(cluster, verdict, code, steps, requeued):
+    cluster.write("verdicts", f"{verdict}\n")
+    cluster.write("exit_codes", f"{code}\n0\n")
+    result = cluster.sbatch("2.train_ddp.sh")
+    assert len(cluster.lines("steps")) == steps
+    assert cluster.lines("requeued") == (["4242"] if requeued else [])
+    assert ("node ip-4 is " in result.stdout) == requeued
+
+
+def test_a_node_condemned_while_it_runs_ends_the_run_with_a_checkpoint(cluster):
+    """What AWS waits for before it replaces the node."""
+    wait = f'until [ -e "{cluster.output}/stop" ]; do sleep 0.1; done\n'
+    condemn = 'echo "ip-4 FAIL Action:Replace" >"$STUB/verdicts"\n'
+    cluster.executable("during_step", f"#!/usr/bin/env bash\n{condemn}{wait}")
+    cluster.write("exit_codes", "75\n")
+    result = cluster.sbatch("2.train_ddp.sh", "--output_dir", str(cluster.output), WATCH_SECONDS="0.2")
+    assert "node ip-4 is FAIL (Action:Replace): asking the run to save and stop" in result.stdout
+    assert result.returncode == 75 and cluster.lines("requeued") == ["4242"]
+    assert not (cluster.output / "stop").exists()
+
+
+SINFO = """#!/usr/bin/env bash
+case "$*" in
+  *--partition=train*--nodes=packed*) grep -Fxf "$STUB/nodes" "$STUB/train" ;;
+  *--partition=train*) if [ -e "$STUB/train" ]; then echo train; fi ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("partition", "workers", "refused"),
+    [("dev", "ip-4", True), ("dev", "ip-4\nip-7", False), ("train", "ip-4", False), ("dev", None, False)],
+)
+def test_a_job_that_landed_on_a_login_node_says_how_to_submit_it(cluster, partition, workers, refused):
+    cluster.executable("bin/sinfo", SINFO)
+    if workers:
+        cluster.write("train", f"{workers}\n")
+    result = cluster.sbatch("2.train_ddp.sh", SLURM_JOB_PARTITION=partition)
+    assert (result.returncode == 1) == refused and bool(cluster.lines("steps")) != refused
+    assert ("not all of packed are training nodes: submit it with sbatch --partition=train" in result.stderr
+            ) == refused  # fmt: skip
+
+
+def test_a_large_checkpoint_has_time_before_the_limit():
+    """15B's 181 GB take ten minutes at the default file system's 293 MB/s."""
+    seconds = {name: int(re.search(r"USR1@(\d+)", (ROOT / name).read_text())[1]) for name in WRAPPERS}
+    assert seconds == {"2.train_ddp.sh": 120, "3.train_fsdp.sh": 900, "4.finetune_qlora.sh": 120}
+
+
 def test_an_error_is_final_even_if_checkpoints_appear(cluster):
     """As they do when another job, which holds the output folder, goes on writing them."""
     cluster.write("exit_codes", "1\n0\n")
@@ -197,6 +262,61 @@ def test_a_cancelled_job_is_not_requeued(cluster):
     cluster.write("exit_codes", "75\n")
     assert cluster.sbatch("2.train_ddp.sh").returncode == 75
     assert cluster.lines("requeued") == []
+
+
+BROKEN = "#!/usr/bin/env bash\necho 'Failed to initialize NVML: Driver/library version mismatch'; exit 18\n"
+ONE_LOST = '#!/usr/bin/env bash\nfor i in 0 1 2; do echo "GPU $i: NVIDIA (UUID: GPU-$i)"; done\n'
+
+
+@pytest.mark.parametrize(
+    ("nvidia_smi", "where", "expected", "working"),
+    [
+        (BROKEN, "bus", 4, 0),
+        (BROKEN, "type", 1, 0),  # fallen off the bus, all of them
+        (BROKEN, "Slurm", 4, 0),
+        (BROKEN, "a workstation's bus", 1, 0),
+        (ONE_LOST, "bus", 4, 3),
+        (ONE_LOST, "Slurm", 4, 3),
+        (ONE_LOST, "a workstation's bus", 1, 3),  # a container may see more devices than it was given
+    ],
+)
+def test_a_node_without_its_gpus_refuses_instead_of_training_on_its_cpu(
+    cluster, nvidia_smi, where, expected, working
+):
+    cluster.instance("g5.12xlarge", gpus=4, efa=1)
+    cluster.executable("bin/nvidia-smi", nvidia_smi)
+    if "bus" not in where:
+        shutil.rmtree(cluster.stub / "pci")
+    if where in ("Slurm", "a workstation's bus"):
+        cluster.write("instance_type", "X11DPi-N\n")
+    if where == "Slurm":
+        cluster.write("gres", "gpu:a10g:4(S:0-1),nvme:1\n")
+    cluster.write("exit_codes", "1\n")
+    result = cluster.sbatch("2.train_ddp.sh")
+    refusals = [line for line in result.stderr.splitlines() if "error:" in line]
+    if working >= expected:
+        assert not refusals and option(cluster.arguments("ip-7"), "--nproc_per_node") == str(working)
+        return
+    assert len(refusals) == 2 and not cluster.lines("arguments.ip-7")
+    assert f"should have {expected} GPU(s), but nvidia-smi --list-gpus shows {working}" in refusals[0]
+    assert "scontrol update node=ip-7 state=fail reason=Action:Replace" in refusals[0]
+
+
+def test_a_node_with_gpus_may_be_asked_for_its_cpu_but_not_by_accident(cluster):
+    cluster.instance("g5.12xlarge", gpus=4, efa=1)
+    assert cluster.sbatch("2.train_ddp.sh", CUDA_VISIBLE_DEVICES="NoDevFiles").returncode == 0
+    assert not cluster.lines("arguments.ip-7")  # the stub of srun ends with 0, node_launch.sh has refused
+    cluster.executable("bin/nvidia-smi", BROKEN)
+    assert cluster.sbatch("2.train_ddp.sh", CUDA_VISIBLE_DEVICES="").returncode == 0
+    assert option(cluster.arguments("ip-7"), "--nproc_per_node") == "1"
+
+
+def test_the_image_gets_gpus_and_pinned_versions():
+    """Enroot gives a container the GPUs only if the image's environment asks for them."""
+    image = (ROOT / "cluster_setup" / "Dockerfile").read_text()
+    assert re.search(r"^ENV .*\bNVIDIA_VISIBLE_DEVICES=all\b", image, re.M)
+    assert re.search(r"^ENV .*\bNVIDIA_DRIVER_CAPABILITIES=compute,utility\b", image, re.M)
+    assert re.search(r"^ARG EFA_INSTALLER=\d+\.\d+\.\d+$", image, re.M) and "installer-latest" not in image
 
 
 @pytest.mark.parametrize(

@@ -122,10 +122,9 @@ def test_wrong_flags_get_one_clear_line(tokenized, tmp_path):
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize("flag", ["--activation_checkpointing", "--torch_compile"])
-def test_ways_to_compute_agree(tokenized, undisturbed, tmp_path, flag):
-    train(tokenized, tmp_path, flag, "true")
-    assert_close(metrics(tmp_path), metrics(undisturbed), 1e-3)
+def test_activation_checkpointing_computes_the_same(tokenized, undisturbed, tmp_path):
+    train(tokenized, tmp_path, "--activation_checkpointing")
+    assert_close(metrics(tmp_path), metrics(undisturbed))
 
 
 POISONED = """

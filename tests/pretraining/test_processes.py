@@ -8,13 +8,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
-import torch
-from accelerate.utils import FullyShardedDataParallelPlugin
-from helpers.commands import ROOT, run
+from helpers.commands import ROOT, on_demand, run
 from helpers.pretraining import (
     CPU,
     SMALL,
@@ -26,8 +23,6 @@ from helpers.pretraining import (
     train,
     wrapper,
 )
-
-from esm2_hyperpod.pretraining.sharding import sum_gradients_in_fp32
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +178,18 @@ def test_sigterm_saves(tokenized, undisturbed, tmp_path):
     assert metrics(tmp_path) == metrics(undisturbed)
 
 
+@pytest.mark.parametrize("fsdp", [pytest.param(False, marks=on_demand), True])
+def test_compiled_layers_compute_the_same_and_are_compiled_once(tokenized, undisturbed, tmp_path, fsdp):
+    log = launch(tokenized, tmp_path, "--torch_compile", fsdp=fsdp, TORCH_LOGS="recompiles,graph_breaks")
+    assert_close(metrics(tmp_path), metrics(undisturbed))
+    assert set(re.findall(r"Skip calling function `<function (\w+)", log.stderr)) == {
+        "_one_by_one"
+    }  # the CPU's
+    why = re.findall(r"__recompiles\]  +- (.*)", log.stderr)
+    assert why and all("grad_mode" in reason for reason in why)  # once more, for validation
+    assert "view tensor" not in log.stderr
+
+
 def test_fsdp_starts_from_a_folder_and_reads_a_local_copy(tokenized, undisturbed, tmp_path):
     start = "--model_name_or_path", str(undisturbed / "final_model"), "--local_disk", str(tmp_path)
     still = "--learning_rate", "0", "--max_steps", "1"
@@ -192,16 +199,10 @@ def test_fsdp_starts_from_a_folder_and_reads_a_local_copy(tokenized, undisturbed
     assert loss == pytest.approx(metrics(undisturbed)[-1][-2], abs=1e-5)
 
 
-def test_bf16_under_fsdp_is_near_fp32(tokenized, undisturbed, tmp_path):
-    launch(tokenized, tmp_path, "--precision", "bf16", fsdp=True)
-    assert metrics(tmp_path) != metrics(undisturbed)
-    assert_close(metrics(tmp_path), metrics(undisturbed), 2e-2)
-
-
-def test_gradients_in_bf16_are_summed_in_fp32():
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
-    plugin.set_mixed_precision("bf16")
-    state = SimpleNamespace(fsdp_plugin=plugin)
-    sum_gradients_in_fp32(SimpleNamespace(is_fsdp2=True, mixed_precision="bf16", state=state))
-    policy = plugin.mixed_precision_policy
-    assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
+def test_bf16_is_near_fp32_and_the_same_under_ddp_and_fsdp(tokenized, undisturbed, tmp_path):
+    for name, fsdp in (("ddp", False), ("fsdp", True)):
+        launch(tokenized, tmp_path / name, "--precision", "bf16", fsdp=fsdp)
+    assert metrics(tmp_path / "ddp") != metrics(undisturbed)
+    assert_close(metrics(tmp_path / "ddp"), metrics(undisturbed), 2e-2)
+    assert_close(metrics(tmp_path / "ddp")[:1], metrics(tmp_path / "fsdp")[:1], 1e-6)
+    assert_close(metrics(tmp_path / "ddp"), metrics(tmp_path / "fsdp"), 1e-3)  # rounding grows with the steps

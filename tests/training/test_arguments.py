@@ -35,6 +35,13 @@ def test_a_refused_flag_is_one_line(flag):
     assert f"train.py: error: --{name} has no meaning here: use " in line
 
 
+def test_fine_tuning_takes_any_number_of_steps_between_logs(tmp_path):
+    filled = FinetuningArguments(
+        output_dir=str(tmp_path), model_name_or_path="x", estimate_memory=True, logging_steps=7
+    )
+    assert filled.logging_steps == 7
+
+
 def test_help_lists_what_works():
     text = run("train.py", "--help").stdout
     assert "--tokens_per_device" in text and "--max_grad_norm" in text
