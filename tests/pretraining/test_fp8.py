@@ -54,7 +54,7 @@ def test_losses_do_not_depend_on_the_processes(tokenized, alone, torchao, tmp_pa
         launch(tokenized, tmp_path, *FP8, *flags, "--stop_after_steps", "4", fsdp=True, **environment)
     log = launch(tokenized, tmp_path, *FP8, *flags, fsdp=fsdp, **environment).stdout
     assert ("resuming from" in log) == fsdp
-    assert_close(metrics(tmp_path), metrics(alone), 5e-3)
+    assert_close(metrics(tmp_path), metrics(alone), 1e-2)
 
 
 def test_what_would_be_slow_is_refused(tokenized, tmp_path, monkeypatch):
