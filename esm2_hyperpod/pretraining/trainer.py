@@ -21,10 +21,10 @@ from esm2_hyperpod.pretraining.deferred import Weights, build_deferred, read_on_
 from esm2_hyperpod.pretraining.epochs import StepSampler
 from esm2_hyperpod.pretraining.schedule import SCHEDULES
 from esm2_hyperpod.pretraining.sharding import (
-    is_sharded_run,
     keep_fp32_where_it_matters,
     reduce_each_micro_batch,
     shard,
+    starts_lean,
 )
 from esm2_hyperpod.runs.record import plot_training_curve
 from esm2_hyperpod.training.ranks import sum_over_ranks
@@ -51,7 +51,7 @@ def build_model(args: PretrainingArguments) -> tuple[EsmForMaskedLM, Weights | N
     def build() -> EsmForMaskedLM:
         return model_class(EsmConfig.from_pretrained(name) if name else build_config(args.model_size))
 
-    if is_sharded_run(args):
+    if starts_lean(args):
         model, weights = build_deferred(build)
         if name:
             weights = read_on_first_rank(load, model, args.device)
@@ -181,7 +181,7 @@ class PretrainingTrainer(ResumableTrainer):
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """The schedule of `--lr_schedule`."""
-        if is_sharded_run(self.args):
+        if starts_lean(self.args):
             # accelerate's `prepare` (1.15) finds parameters again by the address of their shards, which empty
             # ones do not have: those of 33 rows on the 34th rank. Ends when it leaves sharded models alone.
             for group, parameters in zip(self.optimizer.param_groups, self._optimized):
