@@ -26,6 +26,7 @@ from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.esm.model import FINAL_MODEL
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
 from esm2_hyperpod.pretraining.data import open_split
+from esm2_hyperpod.pretraining.local_copy import local_copy
 from esm2_hyperpod.pretraining.sharding import SaySharding, enable_fsdp_on_cpu
 from esm2_hyperpod.pretraining.trainer import PretrainingTrainer, build_model
 from esm2_hyperpod.pretraining.validation import SEED as VALIDATION_SEED
@@ -53,8 +54,11 @@ def pretrain(args: PretrainingArguments) -> int | None:
     manifest = read_manifest(dataset_dir, made_by=tokenize)
     asked = {**args.identity(), "dataset": manifest["content_digest"]}
     plans = output_dir / ".plans" / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
-    train = open_split(dataset_dir / "train", args, args.seed, plans)
-    validation = open_split(dataset_dir / "validation", args, VALIDATION_SEED, plans)
+    nearest_dir, line = local_copy(dataset_dir, manifest, args.local_disk)
+    if line and args.local_process_index == 0:
+        print(line, flush=True)
+    train = open_split(nearest_dir / "train", args, args.seed, plans)
+    validation = open_split(nearest_dir / "validation", args, VALIDATION_SEED, plans)
     if train is None:
         raise UserError(f"{dataset_dir}/train: no sequences; make them with: {tokenize}")
     if validation is None:

@@ -162,8 +162,9 @@ list_checkpoints() { find "$1" -maxdepth 1 -name 'checkpoint-*' 2>/dev/null | so
 set_step() {
   step=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=60)
   if [ -n "${CONTAINER_IMAGE:-}" ]; then
-    step+=(--container-image="$CONTAINER_IMAGE" --container-workdir="$REPOSITORY"
-      --container-mounts="$REPOSITORY:$REPOSITORY,$FSX_DIR:$FSX_DIR")
+    local mounts="$REPOSITORY:$REPOSITORY,$FSX_DIR:$FSX_DIR" nvme="${NVME_DIR:-/opt/dlami/nvme}"
+    if [ -d "$nvme" ]; then mounts="$mounts,$nvme:$nvme"; fi # train.py copies the dataset there
+    step+=(--container-image="$CONTAINER_IMAGE" --container-workdir="$REPOSITORY" --container-mounts="$mounts")
   elif on_hyperpod && srun --help | grep -q -- --auto-resume; then
     step+=(--auto-resume=1) # HyperPod's plug-in; stock srun refuses it
   fi

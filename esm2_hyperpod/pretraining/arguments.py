@@ -31,6 +31,10 @@ class PretrainingArguments(RunArguments):
     }
 
     dataset_dir: str | None = option(None, "Folder that 1.tokenize_uniref_csv.py wrote (processed/arrow).")
+    local_disk: str = option(
+        "auto",
+        "Copy the dataset to this folder of each node; auto: /opt/dlami/nvme where mounted; or none.",
+    )
     output_dir: str | None = option(None, "Where checkpoints, metrics and the final model go.")
     model_size: str = option("8M", "Train from scratch: tiny, 8M, 35M, 150M, 650M, 3B or 15B.")
     model_name_or_path: str | None = option(
@@ -46,8 +50,13 @@ class PretrainingArguments(RunArguments):
     mask_replace: str = option("all_tokens", "What random replacements are drawn from.", list(REPLACEMENTS))
     precision: str = option(
         "auto",
-        "auto is bf16 on GPUs that have it, else fp32; fp8 needs torchao and an L4, L40S, H100 or newer.",
+        "auto is bf16 on GPUs that have it, else fp32; fp8 is for 650M and up on an L4, L40S, H100 or newer.",
         ["auto", "bf16", "fp8", "fp32"],
+    )
+    fp8_recipe: str = option(
+        "tensorwise",
+        "FP8 scales: one a tensor, the fastest; or one a row (rowwise), for 3B and up.",
+        ["tensorwise", "rowwise"],
     )
     lr_schedule: str = option(
         "esm2", "esm2, cosine_hold, or trainer (then --lr_scheduler_type).", [*SCHEDULES, "trainer"]
@@ -87,6 +96,12 @@ class PretrainingArguments(RunArguments):
             )
         if not 0 < self.mlm_probability < 1:
             raise UserError(f"--mlm_probability {self.mlm_probability}: must lie between 0 and 1")
+        if self.precision == "fp8" and not self.packing:
+            raise UserError(
+                "--precision fp8 needs packs, whose sizes are multiples of 16; leave out --packing false"
+            )
+        if self.was_given("fp8_recipe") and self.precision != "fp8":
+            raise UserError(f"--fp8_recipe {self.fp8_recipe}: does nothing without --precision fp8")
         on_gpu = torch.cuda.is_available() and not self.use_cpu
         compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
         if self.torch_compile and not self.packing:

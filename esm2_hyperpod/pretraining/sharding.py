@@ -23,9 +23,13 @@ def is_fsdp_run() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
-def is_sharded_run(args: TrainingArguments) -> bool:
-    """Whether the parameters will be sharded over several processes."""
-    return is_fsdp_run() and args.world_size > 1
+def starts_lean(args: TrainingArguments) -> bool:
+    """Whether the model is sharded before it has memory.
+
+    Not with one process, nor where accelerate_fsdp.yaml offloads parameters, which accelerate itself places.
+    """
+    offloads = os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true"
+    return is_fsdp_run() and args.world_size > 1 and not offloads
 
 
 def enable_fsdp_on_cpu() -> None:

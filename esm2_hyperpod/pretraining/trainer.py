@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EsmConfig, EsmForMaskedLM
 
-from esm2_hyperpod.esm.fp8 import use_fp8
+from esm2_hyperpod.esm.fp8 import refuse_slow_fp8, use_fp8
 from esm2_hyperpod.esm.model import build_config, check_model_folder, save_final_model
 from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, masked_lm_loss, use_flash_attention_3
 from esm2_hyperpod.pretraining import validation
@@ -21,10 +21,10 @@ from esm2_hyperpod.pretraining.deferred import Weights, build_deferred, read_on_
 from esm2_hyperpod.pretraining.epochs import StepSampler
 from esm2_hyperpod.pretraining.schedule import SCHEDULES
 from esm2_hyperpod.pretraining.sharding import (
-    is_sharded_run,
     keep_fp32_where_it_matters,
     reduce_each_micro_batch,
     shard,
+    starts_lean,
 )
 from esm2_hyperpod.runs.record import plot_training_curve
 from esm2_hyperpod.training.ranks import sum_over_ranks
@@ -51,7 +51,7 @@ def build_model(args: PretrainingArguments) -> tuple[EsmForMaskedLM, Weights | N
     def build() -> EsmForMaskedLM:
         return model_class(EsmConfig.from_pretrained(name) if name else build_config(args.model_size))
 
-    if is_sharded_run(args):
+    if starts_lean(args):
         model, weights = build_deferred(build)
         if name:
             weights = read_on_first_rank(load, model, args.device)
@@ -65,7 +65,10 @@ def build_model(args: PretrainingArguments) -> tuple[EsmForMaskedLM, Weights | N
             model.compile_layers()
     else:
         model._no_split_modules = ["EsmLayer"]  # FSDP's units; the others it names are ESMFold's
-    return use_fp8(model, args.device) if args.precision == "fp8" else model, weights
+    if args.precision == "fp8":
+        use_fp8(model, args.device, args.fp8_recipe)
+        refuse_slow_fp8(args.device, model.config.hidden_size, args.fp8_recipe, args.compile_layers)
+    return model, weights
 
 
 class PretrainingTrainer(ResumableTrainer):
@@ -178,7 +181,7 @@ class PretrainingTrainer(ResumableTrainer):
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """The schedule of `--lr_schedule`."""
-        if is_sharded_run(self.args):
+        if starts_lean(self.args):
             # accelerate's `prepare` (1.15) finds parameters again by the address of their shards, which empty
             # ones do not have: those of 33 rows on the 34th rank. Ends when it leaves sharded models alone.
             for group, parameters in zip(self.optimizer.param_groups, self._optimized):

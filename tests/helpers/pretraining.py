@@ -21,7 +21,9 @@ def train(dataset: Path, output: Path, *flags: object, check: bool = True, **env
     return run("train.py", *places, *SMALL, *flags, check=check, **CPU, **environment)
 
 
-def launch(dataset: Path, output: Path, *flags: str, processes: int = 2, fsdp: bool = False, **environment):
+def launch(
+    dataset: Path, output: Path, *flags: str, processes: int = 2, fsdp: bool = False, **environment: str
+):
     """Pretrain through the wrapper a user runs."""
     return run(*wrapper(fsdp), *flags, **places(dataset, output, processes), **environment)
 

@@ -99,11 +99,13 @@ def test_auto_resume_exactly_where_it_exists(cluster):
     assert cluster.lines("srun_options") and "--auto-resume=1" not in cluster.lines("srun_options")
 
 
-def test_container_gets_the_folders_it_needs(cluster):
-    cluster.sbatch("2.train_ddp.sh", CONTAINER_IMAGE="/fsx/esm2.sqsh")
+def test_container_gets_the_folders_it_needs(cluster, tmp_path):
+    cluster.sbatch("2.train_ddp.sh", CONTAINER_IMAGE="/fsx/esm2.sqsh", NVME_DIR="/does/not/exist")
     assert "--container-image=/fsx/esm2.sqsh" in cluster.lines("srun_options")
     mounts = f"{cluster.repository}:{cluster.repository},{cluster.output.parent}:{cluster.output.parent}"
     assert f"--container-mounts={mounts}" in cluster.lines("srun_options")
+    cluster.sbatch("2.train_ddp.sh", CONTAINER_IMAGE="/fsx/esm2.sqsh", NVME_DIR=str(tmp_path))
+    assert f"--container-mounts={mounts},{tmp_path}:{tmp_path}" in cluster.lines("srun_options")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -107,6 +106,9 @@ WRONG = {
     "--gradient_accumulation_steps 4": "use --global_batch_tokens",
     "--dataset_dir /nowhere": "make it with: python 1.tokenize_uniref_csv.py",
     "--mask_replace letters": "invalid choice",
+    "--precision fp8 --packing false": "fp8 needs packs",
+    "--fp8_recipe rowwise": "does nothing without --precision fp8",
+    "--step_timeout 0": "must be a number of seconds from 1 up",
     "--tokens_per_devise 512": "unknown: --tokens_per_devise",
 }
 
@@ -123,24 +125,6 @@ def test_wrong_flags_get_one_clear_line(tokenized, tmp_path):
 def test_activation_checkpointing_computes_the_same(tokenized, undisturbed, tmp_path):
     train(tokenized, tmp_path, "--activation_checkpointing")
     assert_close(metrics(tmp_path), metrics(undisturbed))
-
-
-@pytest.fixture(scope="session")
-def torchao(tmp_path_factory) -> Path:
-    """torchao in a folder of its own: where it is installed, transformers imports it in every process."""
-    folder = tmp_path_factory.mktemp("torchao")
-    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, "torchao==0.18.0")
-    return folder
-
-
-def test_fp8_trains_nearly_alike_and_leaves_an_ordinary_model(tokenized, undisturbed, tmp_path, torchao):
-    fp8 = "--precision", "fp8"
-    missing = train(tokenized, tmp_path, *fp8, check=False)
-    assert missing.returncode == 1 and "pip install torchao" in missing.stderr
-    train(tokenized, tmp_path, *fp8, PYTHONPATH=str(torchao))
-    assert metrics(tmp_path) != metrics(undisturbed)
-    assert_close(metrics(tmp_path)[:1], metrics(undisturbed)[:1], 0.1)
-    AutoModelForMaskedLM.from_pretrained(tmp_path / "final_model")
 
 
 POISONED = """

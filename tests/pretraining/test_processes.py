@@ -190,10 +190,12 @@ def test_compiled_layers_compute_the_same_and_are_compiled_once(tokenized, undis
     assert "view tensor" not in log.stderr
 
 
-def test_fsdp_starts_from_a_folder(tokenized, undisturbed, tmp_path):
+def test_fsdp_starts_from_a_folder_and_reads_a_local_copy(tokenized, undisturbed, tmp_path):
+    start = "--model_name_or_path", str(undisturbed / "final_model"), "--local_disk", str(tmp_path)
     still = "--learning_rate", "0", "--max_steps", "1"
-    launch(tokenized, tmp_path, "--model_name_or_path", str(undisturbed / "final_model"), *still, fsdp=True)
-    *_, loss, _ = metrics(tmp_path)[-1]
+    log = launch(tokenized, tmp_path / "run", *start, *still, fsdp=True).stdout
+    assert log.count(f"a copy of {tokenized}") == 1 and len(list(tmp_path.glob("esm2-*/*/train"))) == 1
+    *_, loss, _ = metrics(tmp_path / "run")[-1]
     assert loss == pytest.approx(metrics(undisturbed)[-1][-2], abs=1e-5)
 
 

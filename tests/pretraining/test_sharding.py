@@ -2,10 +2,13 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from helpers.commands import ROOT, on_demand, run
 from helpers.pretraining import CPU, SMALL, fsdp_launcher
+
+from esm2_hyperpod.pretraining.sharding import starts_lean
 
 MEASURED = """
 import gc, json, runpy, sys
@@ -79,3 +82,11 @@ def test_unsharded_gradients_are_kept_only_where_they_are_small(tokenized, tmp_p
         assert whole == 0 and shards == shards_after
     else:
         assert whole == pytest.approx(gradients, rel=0.01) and shards == 0
+
+
+def test_a_model_starts_lean_where_we_place_its_shards(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    several, one = SimpleNamespace(world_size=2), SimpleNamespace(world_size=1)
+    assert starts_lean(several) and not starts_lean(one)
+    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")  # as `accelerate launch` says it
+    assert not starts_lean(several)
