@@ -85,6 +85,7 @@ def pretrain(args: PretrainingArguments) -> int | None:
         begin_run(output_dir, options, start, trainer.first_step, trainer.saved_at)
         epochs = args.last_step * args.packs_per_step / train.packs.packs_per_epoch
         where = device_name(args.device) + (", compiled" if args.compile_layers else "")
+        where += ", activations recomputed" if args.activation_checkpointing else ""
         trainer.say(
             f"{model.num_parameters():,} parameters; {len(train.store):,} sequences in "
             f"{train.packs.packs_per_epoch:,} packs of {args.tokens_per_device:,} tokens; "

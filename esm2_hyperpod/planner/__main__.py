@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.planner.machines import Machine, find_machine
-from esm2_hyperpod.planner.memory import Strategy, largest_micro_batch, memory
 from esm2_hyperpod.planner.speed import RESIDUES, Step, step
+from esm2_hyperpod.pretraining.memory import Strategy, largest_micro_batch, memory
 from esm2_hyperpod.sizes import MB_PER_SECOND, SIZES, Size
 
 GLOBAL_TOKENS = 2_097_152  # ESM-2's, and train.py's default

@@ -13,7 +13,7 @@ A ring of n GPUs moves 2 (n - 1) / n of the bytes in an all-reduce and half of t
 from dataclasses import dataclass
 
 from esm2_hyperpod.planner.machines import MEMORY_SHARE, PRODUCT_SHARE, Machine
-from esm2_hyperpod.planner.memory import KEEP_WHOLE_BYTES, Strategy
+from esm2_hyperpod.pretraining.memory import KEEP_WHOLE_BYTES, Strategy
 from esm2_hyperpod.sizes import Size
 
 MEAN_SQUARE = 455

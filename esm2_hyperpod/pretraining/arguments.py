@@ -64,6 +64,9 @@ class PretrainingArguments(RunArguments):
     torch_compile: bool | None = option(
         None, "Compile the layers; default: on GPUs, where there is a C compiler and sequences are packed."
     )
+    activation_checkpointing: bool | None = option(
+        None, "Recompute activations: less memory, more time; default: on GPUs where they do not all fit."
+    )
     stop_after_steps: int | None = option(None, "Stop here; the schedule still ends at --max_steps.")
     early_stopping_patience: int | None = option(
         None, "Stop after so many evaluations without a better validation loss."
@@ -113,6 +116,8 @@ class PretrainingArguments(RunArguments):
         default = on_gpu and self.packing and compiler
         self.compile_layers = default if self.torch_compile is None else self.torch_compile
         self.torch_compile = False  # Trainer's own compiles the whole model; see `compile_layers`
+        self.checkpoints_by_memory = self.activation_checkpointing is None
+        self.activation_checkpointing = bool(self.activation_checkpointing)
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = 2 if on_gpu else 0
         if on_gpu and self.precision != "fp32":

@@ -19,14 +19,17 @@ from esm2_hyperpod.pretraining.batches import BatchMaker
 from esm2_hyperpod.pretraining.data import Split
 from esm2_hyperpod.pretraining.deferred import Weights, build_deferred, read_on_first_rank
 from esm2_hyperpod.pretraining.epochs import StepSampler
+from esm2_hyperpod.pretraining.memory import MARGIN, Strategy, memory
 from esm2_hyperpod.pretraining.schedule import SCHEDULES
 from esm2_hyperpod.pretraining.sharding import (
+    is_fsdp_run,
     keep_fp32_where_it_matters,
     reduce_each_micro_batch,
     shard,
     starts_lean,
 )
 from esm2_hyperpod.runs.record import plot_training_curve
+from esm2_hyperpod.sizes import Size
 from esm2_hyperpod.training.ranks import sum_over_ranks
 from esm2_hyperpod.training.throughput import Meter
 from esm2_hyperpod.training.trainer import ResumableTrainer
@@ -65,10 +68,25 @@ def build_model(args: PretrainingArguments) -> tuple[EsmForMaskedLM, Weights | N
             model.compile_layers()
     else:
         model._no_split_modules = ["EsmLayer"]  # FSDP's units; the others it names are ESMFold's
+    if args.checkpoints_by_memory:
+        # Under two names: it got the first one with transformers 5.21.
+        args.activation_checkpointing = args.gradient_checkpointing = needs_checkpointing(args, model.config)
     if args.precision == "fp8":
         use_fp8(model, args.device, args.fp8_recipe)
         refuse_slow_fp8(args.device, model.config.hidden_size, args.fp8_recipe, args.compile_layers)
     return model, weights
+
+
+def needs_checkpointing(args: PretrainingArguments, config: EsmConfig) -> bool:
+    """Whether not all activations fit on the GPU, by the formula of `memory`, which knows packs alone."""
+    if args.device.type != "cuda" or not args.packing:
+        return False
+    size = Size(config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
+    strategy = Strategy("fsdp" if is_fsdp_run() else "ddp", args.world_size, False, args.compile_layers)
+    parts = memory(size, strategy, args.tokens_per_device, args.gradient_accumulation_steps)
+    if not args.bf16:
+        parts["activations"] *= 2
+    return sum(parts.values()) > MARGIN * torch.cuda.get_device_properties(args.device).total_memory
 
 
 class PretrainingTrainer(ResumableTrainer):

@@ -11,8 +11,7 @@ from helpers.commands import run
 
 from esm2_hyperpod.esm import packed
 from esm2_hyperpod.esm.model import build_config
-from esm2_hyperpod.planner import memory
-from esm2_hyperpod.pretraining import sharding
+from esm2_hyperpod.pretraining import memory, sharding
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
 from esm2_hyperpod.sizes import SIZES, Size
 

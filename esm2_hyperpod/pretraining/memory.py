@@ -11,7 +11,7 @@ What a layer's backward pass keeps of its forward pass, a token (`esm/packed.py`
 
 Compiled, what is cheap is computed again: 28 w (counted on a CPU, where attention cuts the graph in two; a
 GPU may keep less). With activation checkpointing a layer keeps its input, 4 w, and one layer at a time all.
-`tests/planner/test_memory.py` holds this against what autograd keeps.
+`tests/planner/test_planner.py` holds this against what autograd keeps.
 """
 
 from dataclasses import dataclass
