@@ -62,6 +62,9 @@ def parse_arguments() -> argparse.Namespace:
     scaling.add_argument("--count", type=int, required=True, help="the new number of workers")
     delete = add("delete", "list what still bills and remove it, data included", True)
     delete.add_argument("--keep_stack", action="store_true", help="remove the nodes, keep network and data")
+    delete.add_argument(
+        "--without_export", action="store_true", help="do not send /fsx/runs to fsx.data_bucket first"
+    )
     for command in (create, delete):
         command.add_argument("--yes", action="store_true", help="do not ask")
     return parser.parse_args()

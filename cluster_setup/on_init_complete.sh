@@ -36,6 +36,10 @@ make_user_folder() {
         warn "$FSX is not mounted"
         return 1
     fi
+    local folder
+    for folder in data runs; do # FSx makes them where the bucket's folders appear (fsx.data_bucket)
+        [ ! -d "$FSX/$folder" ] || chown "$NODE_USER" "$FSX/$folder"
+    done
     [ -d "$FSX/$NODE_USER" ] || install -d -o "$NODE_USER" -g "$(id -gn "$NODE_USER")" "$FSX/$NODE_USER"
 }
 

@@ -8,6 +8,7 @@ from botocore.exceptions import ClientError
 
 from esm2_hyperpod.cluster.aws import Aws
 from esm2_hyperpod.cluster.config import ClusterConfig, load_config
+from esm2_hyperpod.cluster.export import bucket_problems
 from esm2_hyperpod.cluster.quotas import instance_counts, quota_problems
 from esm2_hyperpod.cluster.request import StackOutputs, create_cluster_request, example_outputs
 from esm2_hyperpod.cluster.rules import config_problems
@@ -74,6 +75,7 @@ def preflight(aws: Aws, config: ClusterConfig, with_network: bool = False, worke
     for what, question in (
         ("the training plan", lambda: training_plan_problems(aws, config, workers)),
         ("the zone", lambda: _zone_problems(aws, config)),
+        ("the data bucket", lambda: bucket_problems(aws, config)),
     ):
         try:
             problems += question()

@@ -217,12 +217,14 @@ def delete(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
         return
     _print_list("bills now:", found.lines())
     nodes, everything = "the nodes and all data on their disks", "all of it, including the data on /fsx"
+    if found.exports and not arguments.without_export:
+        everything += " except /fsx/data and /fsx/runs, which the bucket has or gets first"
     what = nodes if arguments.keep_stack else everything
     if arguments.dry_run:
         print(f"would remove {what}")
         return
     confirm(f"This removes {what}. It cannot be undone.", arguments)
-    left = remove(aws, config, found, arguments.keep_stack).lines()
+    left = remove(aws, config, found, arguments.keep_stack, not arguments.without_export).lines()
     _print_list("still bills:" if left else "all removed; nothing bills", left)
     if any(line.startswith("backup") for line in left):
         print("backups are yours to keep; remove one with: aws fsx delete-backup --backup-id ID")

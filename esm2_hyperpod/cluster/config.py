@@ -43,10 +43,14 @@ class Login:
 
 @dataclass(frozen=True)
 class Fsx:
-    """The shared file system at /fsx: capacity in GiB, throughput in MB/s for each TiB of it."""
+    """The shared file system at /fsx: capacity in GiB, throughput in MB/s for each TiB of it.
+
+    `data_bucket` is the bucket that /fsx/data comes from and /fsx/runs goes to, if any.
+    """
 
     size_gb: int = 1200
     throughput: int = 250
+    data_bucket: str | None = None
 
 
 @dataclass(frozen=True)

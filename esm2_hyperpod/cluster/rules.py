@@ -125,6 +125,14 @@ def _storage(config: ClusterConfig) -> list[str]:
     if throughput not in (125, 250, 500, 1000):
         wrong = "is not a throughput that FSx offers"
         problems.append(problem("fsx.throughput", throughput, wrong, "use 125, 250, 500 or 1000"))
+    bucket = config.fsx.data_bucket
+    if bucket is not None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+            remedy = "use its name only, as in `aws s3 ls`, without s3:// and folders"
+            problems.append(problem("fsx.data_bucket", bucket, "is not the name of a bucket", remedy))
+        elif bucket.startswith(f"sagemaker-{config.name}-"):
+            wrong = "is the cluster's own bucket, which `delete` empties and removes"
+            problems.append(problem("fsx.data_bucket", bucket, wrong, "use another"))
     disk = config.workers.local_disk_gb
     if disk is not None and not 1 <= disk <= 16384:  # the service model's ClusterEbsVolumeSizeInGB
         wrong = "is not a size that EBS offers"

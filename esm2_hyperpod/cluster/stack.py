@@ -17,7 +17,7 @@ USABLE = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMP
 DEAD = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED")
 CREATE_MINUTES = 60
 # Can be changed without touching network or data; with the value that means "none", as in a stack of before.
-CHANGEABLE = {"ObservabilityWorkspaceArn": "", "BudgetEmail": "", "BudgetUsd": "0"}
+CHANGEABLE = {"ObservabilityWorkspaceArn": "", "BudgetEmail": "", "BudgetUsd": "0", "DataBucket": ""}
 LEGACY_TOPOLOGY = "provisioning_parameters.json"
 
 
@@ -83,6 +83,7 @@ def parameters(config: ClusterConfig) -> dict[str, str]:
         "FsxSizeGb": str(config.fsx.size_gb),
         "FsxThroughput": str(config.fsx.throughput),
         "ObservabilityWorkspaceArn": config.options.observability_workspace or "",
+        "DataBucket": config.fsx.data_bucket or "",
         "BudgetEmail": config.budget.email if config.budget else "",
         "BudgetUsd": str(config.budget.usd_per_month if config.budget else 0),
     }

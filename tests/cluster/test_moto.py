@@ -10,6 +10,7 @@ import sys
 import urllib.request
 from types import SimpleNamespace
 
+import boto3
 import pytest
 import yaml
 from botocore.client import BaseClient
@@ -331,6 +332,21 @@ def test_quotas_are_those_that_others_have_left(aws, hyperpod, monkeypatch, tmp_
         assert line in result.error
     assert result.error.count("quota '") == 4 and stacks(aws) == []
     assert len(ec2.describe_vpcs()["Vpcs"]) == 1
+
+
+def test_the_data_bucket_must_be_there_in_the_region(aws, hyperpod, tmp_path):
+    ireland = boto3.Session("testing", "testing", region_name="eu-west-1").client("s3", endpoint_url=aws)
+    ireland.create_bucket(Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    config = yaml.safe_load(CONFIG.read_text())
+    config["options"]["on_init_complete"] = None
+    for bucket, wrong in (
+        ("none-such", "there is no such bucket; name another, or make it with: aws s3 mb s3://none-such"),
+        ("far-away", "is in eu-west-1, not in us-west-2"),
+    ):
+        config["fsx"]["data_bucket"] = bucket
+        (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
+        error = hyperpod("create", "--yes", "--config", tmp_path / "cluster.yaml", code=1).error
+        assert f"fsx.data_bucket = '{bucket}': {wrong}" in error and stacks(aws) == []
 
 
 def test_a_zone_without_the_machines_is_refused_with_the_zones_that_have_them(aws, hyperpod, tmp_path):

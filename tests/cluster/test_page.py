@@ -83,7 +83,7 @@ def on_path(tmp_path, **commands):
 
 def set_up_node(tmp_path, mounted):
     path = on_path(tmp_path, systemctl=f'echo "$*" > {tmp_path}/systemctl', mountpoint=f"exit {1 - mounted}")
-    (tmp_path / "fsx").mkdir(exist_ok=True)
+    (tmp_path / "fsx" / "runs").mkdir(parents=True, exist_ok=True)  # as FSx makes it for a data bucket
     user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
     places = {"ETC": f"{tmp_path}/etc", "FSX": f"{tmp_path}/fsx", "NODE_USER": user, "PATH": path}
     result = run("bash", SETUP / "on_init_complete.sh", **places)

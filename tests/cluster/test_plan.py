@@ -86,6 +86,8 @@ PLANTED = [
     ({"worker": {}}, "worker", "did you mean 'workers'?"),
     ({"fsx.size_gb": 1000}, "fsx.size_gb", "the next size up is 1200"),
     ({"fsx.size_gb": 3600}, "fsx.size_gb", "the next size up is 4800"),
+    ({"fsx.data_bucket": "s3://ours/data"}, "fsx.data_bucket", "its name only"),
+    ({"fsx.data_bucket": "sagemaker-esm2-123456789012-us-west-2"}, "fsx.data_bucket", "use another"),
     ({"fsx.throughput": 200}, "fsx.throughput", "use 125, 250, 500 or 1000"),
     ({"options.vpc_cidr": "10.1.0.0"}, "options.vpc_cidr", "10.1.0.0/16"),
     ({"options.vpc_cidr": "10.1.0.1/16"}, "options.vpc_cidr", "host bits set"),
@@ -454,6 +456,7 @@ EVERY_OPTION = [
     {"login": {"instance_type": "ml.m5.xlarge"}},
     {"fsx.size_gb": 4800},
     {"fsx.throughput": 1000},
+    {"fsx.data_bucket": "our-proteins"},
     {"budget": {"email": "me@here.org", "usd_per_month": 500}},
     {"options.vpc_cidr": "192.168.0.0/16"},
     {"options.node_recovery": "None"},
@@ -475,7 +478,7 @@ def test_plan_prints_a_request_that_aws_takes_for_every_option_in_its_turn(tmp_p
     # Each reaches the request, but for those of the stack.
     of_the_stack = ("fsx", "budget", "options.vpc_cidr", "options.observability")
     same = [changes for changes, request in zip(EVERY_OPTION, requests) if request == requests[0]]
-    assert [next(iter(changes), "").startswith(of_the_stack) for changes in same[1:]] == [True] * 5
+    assert [next(iter(changes), "").startswith(of_the_stack) for changes in same[1:]] == [True] * 6
     fields = {field for changes in EVERY_OPTION for field in changes}
     sections = ("workers", "controller", "fsx", "options")
     assert fields == {f for f in SHIPPED if f not in sections} | {
@@ -507,6 +510,7 @@ def changes_to_every_field(draw):
         "login": st.none() | st.fixed_dictionaries({"instance_type": WITHOUT_GPU}),
         "fsx.size_gb": st.just(1200) | st.integers(1, 40).map(lambda n: 2400 * n),
         "fsx.throughput": st.sampled_from([125, 250, 500, 1000]),
+        "fsx.data_bucket": st.sampled_from([None, "our-proteins", "a.b"]),
         "options.vpc_cidr": st.sampled_from(["10.1.0.0/16", "172.31.0.0/16", "192.168.0.0/16"]),
         "options.node_recovery": st.sampled_from(["Automatic", "None"]),
         "options.continuous_provisioning": st.booleans(),

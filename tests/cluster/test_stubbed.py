@@ -9,9 +9,10 @@ from botocore.stub import ANY, Stubber
 from helpers.commands import ROOT
 
 from esm2_hyperpod.cluster import aws as aws_module
-from esm2_hyperpod.cluster import cluster, stack
+from esm2_hyperpod.cluster import cluster, removal, stack
 from esm2_hyperpod.cluster.aws import Aws, readable_errors
 from esm2_hyperpod.cluster.checks import checked_config, preflight
+from esm2_hyperpod.cluster.export import ASSOCIATION, export_runs
 from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
 from esm2_hyperpod.cluster.training_plan import training_plan_problems
 from esm2_hyperpod.errors import UserError
@@ -28,7 +29,7 @@ EVENT = "00000000-0000-0000-0000-000000000001"
 def clients():
     """Made once for all tests: a client reads its service's model, which takes longer than a test."""
     session = boto3.Session("testing", "testing", region_name="us-west-2")
-    services = ("sagemaker", "cloudformation", "ec2", "service-quotas")
+    services = ("sagemaker", "cloudformation", "ec2", "service-quotas", "fsx")
     return {service: session.client(service) for service in services}
 
 
@@ -318,6 +319,68 @@ def test_what_may_not_be_read_is_said_and_does_not_stop(aws, capsys):
         "quota 'ml.g5.24xlarge for cluster usage': not checked: ListServiceQuotas: AccessDeniedException"
     )
     assert len(quotas) == 4
+
+
+def task(lifecycle, name="task-0123456789abcdef0", **counts):
+    return {"TaskId": name, "Lifecycle": lifecycle, "Type": "EXPORT_TO_REPOSITORY", "CreationTime": NOW,
+            "Status": counts}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        (task("SUCCEEDED", TotalCount=7, SucceededCount=7, FailedCount=0), None),
+        (task("SUCCEEDED", TotalCount=7, SucceededCount=6, FailedCount=1), "1 files failed"),
+        (task("FAILED") | {"FailureDetails": {"Message": "no access"}}, "FAILED: no access"),
+    ],
+)
+def test_runs_are_in_the_bucket_before_the_file_system_is_deleted(aws, capsys, end, error):
+    """An export of before is waited for; then one of our own, since files may have been written after it."""
+    stub, ours, earlier = aws.stubs["fsx"], "task-0123456789abcdef0", "task-00000000000000001"
+    asked = {"Filters": [{"Name": "file-system-id", "Values": ["fs-0123456789abcdef0"]},
+                         {"Name": "task-lifecycle", "Values": ["PENDING", "EXECUTING"]}]}  # fmt: skip
+    tasks = [task("EXECUTING", earlier)]
+    stub.add_response("describe_data_repository_tasks", {"DataRepositoryTasks": tasks}, asked)
+    ended = {"DataRepositoryTasks": [task("SUCCEEDED", earlier)]}
+    stub.add_response("describe_data_repository_tasks", ended, {"TaskIds": [earlier]})
+    request = {"FileSystemId": "fs-0123456789abcdef0", "Type": "EXPORT_TO_REPOSITORY", "Paths": ["runs"],
+               "Report": {"Enabled": False}}  # fmt: skip
+    stub.add_response("create_data_repository_task", {"DataRepositoryTask": task("PENDING")}, request)
+    for state in (task("EXECUTING", TotalCount=7, SucceededCount=3), end):
+        stub.add_response(
+            "describe_data_repository_tasks", {"DataRepositoryTasks": [state]}, {"TaskIds": [ours]}
+        )
+    if error is None:
+        export_runs(aws, "fs-0123456789abcdef0")
+    else:
+        with pytest.raises(UserError, match=rf"{error}.*the file system was not deleted.*--without_export"):
+            export_runs(aws, "fs-0123456789abcdef0")
+    assert "export: EXECUTING, 3 of 7 files" in capsys.readouterr().out
+
+
+def test_delete_exports_once_the_nodes_are_gone_and_stops_if_it_cannot(monkeypatch):
+    done = []
+    for name in ("delete_cluster", "_empty_bucket", "delete_stack"):
+        monkeypatch.setattr(removal, name, lambda *_, name=name: done.append(name))
+    monkeypatch.setattr(removal, "take_inventory", lambda *_: None)
+    resources = {"FileSystem": "fs-0123456789abcdef0", ASSOCIATION: "dra-1", "LifecycleBucket": "b"}
+    found = removal.Inventory(None, {}, resources, [], [])
+    monkeypatch.setattr(removal, "export_runs", lambda aws, name: done.append(f"export {name}"))
+    removal.remove(None, CONFIG, found, keep_stack=False)
+    assert done == ["delete_cluster", "export fs-0123456789abcdef0", "_empty_bucket", "delete_stack"]
+    for options in ({"keep_stack": True}, {"keep_stack": False, "export": False}):
+        done.clear()
+        removal.remove(None, CONFIG, found, **options)
+        assert not [step for step in done if step.startswith("export")]
+
+    def refuse(*_):
+        raise UserError("not all")
+
+    monkeypatch.setattr(removal, "export_runs", refuse)
+    done.clear()
+    with pytest.raises(UserError):
+        removal.remove(None, CONFIG, found, keep_stack=False)
+    assert done == ["delete_cluster"]
 
 
 PLAN = {
