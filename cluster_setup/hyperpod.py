@@ -59,6 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     connect.add_argument("--key", type=Path, help="with it, the public key (default: the one in ~/.ssh)")
     scaling = add("scale", "change the number of workers", True)
+    scaling.add_argument("--group", default="workers", help="which workers (default: %(default)s)")
     scaling.add_argument("--count", type=int, required=True, help="the new number of workers")
     delete = add("delete", "list what still bills and remove it, data included", True)
     delete.add_argument("--keep_stack", action="store_true", help="remove the nodes, keep network and data")

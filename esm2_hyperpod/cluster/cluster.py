@@ -52,12 +52,12 @@ def ensure_cluster(aws: Aws, request: dict[str, Any]) -> None:
     if cluster and cluster["ClusterStatus"] == "Deleting":
         wait_deleted(aws, name)
         cluster = None
-    least = None
+    least: dict[str, int] = {}
     if cluster:
         print(f"cluster {name} exists: {cluster['ClusterStatus']}")
         _check_same_groups(cluster, request)
     else:
-        least = request["InstanceGroups"][-1].get("MinInstanceCount")
+        least = {g["InstanceGroupName"]: g.get("MinInstanceCount", 0) for g in request["InstanceGroups"]}
         print(f"creating cluster {name} (15 to 30 minutes, longer if capacity is short)")
         try:
             aws.client("sagemaker").create_cluster(**request)
@@ -67,22 +67,22 @@ def ensure_cluster(aws: Aws, request: dict[str, Any]) -> None:
     wait_until(lambda: _observe_running(aws, name, least=least), CREATE_MINUTES)
 
 
-def change_workers(aws: Aws, name: str, count: int, dry_run: bool) -> None:
-    """Set the number of workers. Everything else about the group is sent as AWS describes it."""
-    group = find_group(existing_cluster(aws, name), "workers")
+def change_workers(aws: Aws, name: str, group_name: str, count: int, dry_run: bool) -> None:
+    """Set the number of a group's nodes. Everything else about the group is sent as AWS describes it."""
+    group = find_group(existing_cluster(aws, name), group_name)
     current = group["TargetCount"]
     if current == count:
-        print(f"cluster {name} already has {count} workers")
+        print(f"cluster {name} already has {count} {group_name}")
         return
     request = {"ClusterName": name, "InstanceGroups": [specification(group, count)]}
     if problems := request_problems("UpdateCluster", request):
-        raise UserError(f"cannot scale to {count} workers: {'; '.join(problems)}")
+        raise UserError(f"cannot scale to {count} {group_name}: {'; '.join(problems)}")
     if dry_run:
-        print(f"would change cluster {name} from {current} to {count} workers")
+        print(f"would change cluster {name} from {current} to {count} {group_name}")
         return
-    print(f"changing cluster {name} from {current} to {count} workers")
+    print(f"changing cluster {name} from {current} to {count} {group_name}")
     aws.client("sagemaker").update_cluster(**request)
-    wait_until(lambda: _observe_running(aws, name, count), CREATE_MINUTES)
+    wait_until(lambda: _observe_running(aws, name, {group_name: count}), CREATE_MINUTES)
 
 
 def specification(group: dict[str, Any], count: int) -> dict[str, Any]:
@@ -131,12 +131,12 @@ def cluster_id(cluster: dict[str, Any]) -> str:
 
 
 def _observe_running(
-    aws: Aws, name: str, workers: int | None = None, least: int | None = None
+    aws: Aws, name: str, wanted: dict[str, int] | None = None, least: dict[str, int] | None = None
 ) -> tuple[str, bool]:
     """The cluster's state in a line, and whether it is in service and all its nodes are `Running`.
 
-    `workers` is how many of them there shall be. Raises `UserError` when waiting has become pointless, as
-    when AWS did not find `least` workers in its three hours and has set their number to 0.
+    `wanted` is how many a group shall have. Raises `UserError` when waiting has become pointless, as when AWS
+    did not find `least` nodes of a group in its three hours and has set their number to 0.
     """
     cluster = find_cluster(aws, name)
     if cluster is None:
@@ -148,16 +148,17 @@ def _observe_running(
         listed = "".join(f"\n  {line}" for line in reasons)
         raise UserError(f"cluster {name}: {status}; correct the cause below, {_HOPELESS[status]}{listed}")
     target = {g["InstanceGroupName"]: g["TargetCount"] for g in cluster["InstanceGroups"]}
-    if least and target["workers"] == 0:
-        raise UserError(
-            f"cluster {name}: AWS did not find workers.min_count = {least} workers in 3 hours, has removed "
-            "those it had, and set their number to 0; try another zone or type, or later: "
-            "hyperpod.py scale --count N"
-        )
+    for group, count in (least or {}).items():
+        if count and target[group] == 0:
+            raise UserError(
+                f"cluster {name}: AWS did not find {group}.min_count = {count} nodes in 3 hours, has removed "
+                "those it had, and set their number to 0; try another zone or type, or later: "
+                f"hyperpod.py scale --group {group} --count N"
+            )
     running = dict.fromkeys(target, 0)
     for node in nodes:
         running[node["InstanceGroupName"]] += node["InstanceStatus"]["Status"] == "Running"
-    done = status == "InService" and running == target and workers in (None, running.get("workers"))
+    done = status == "InService" and running == target and (wanted or {}).items() <= running.items()
     shown = ", ".join(f"{group} {running[group]}/{target[group]}" for group in target)
     problem = f"; latest problem: {reasons[0]}" if reasons and not done else ""
     return f"cluster {name}: {status}; running nodes: {shown}{problem}", done
@@ -189,10 +190,11 @@ def _check_same_groups(cluster: dict[str, Any], request: dict[str, Any]) -> None
             f"cluster {cluster['ClusterName']} has {there}, cluster.yaml asks for {asked}; set cluster.yaml "
             "back, or remove the cluster with `hyperpod.py delete --keep_stack` and create it again"
         )
-    wanted = {g["InstanceGroupName"]: g["InstanceCount"] for g in request["InstanceGroups"]}["workers"]
-    current = find_group(cluster, "workers")["TargetCount"]
-    if current != wanted:
-        print(f"it has {current} workers, cluster.yaml asks for {wanted}: change it with hyperpod.py scale")
+    for group in request["InstanceGroups"]:
+        name, wanted = group["InstanceGroupName"], group["InstanceCount"]
+        if (current := find_group(cluster, name)["TargetCount"]) != wanted:
+            change = f"hyperpod.py scale --group {name} --count {wanted}"
+            print(f"it has {current} {name}, cluster.yaml asks for {wanted}; change it with: {change}")
 
 
 def _error_events(aws: Aws, name: str) -> list[str]:

@@ -275,6 +275,32 @@ def test_create_goes_on_where_it_was_interrupted_and_twice_is_once(aws_with_clus
     assert stack["StackId"] == same["StackId"] and clusters(aws_with_cluster) == ["esm2"]
 
 
+def test_a_second_group_is_made_and_scaled_by_its_name(aws, hyperpod, tmp_path):
+    config = yaml.safe_load(CONFIG.read_text())
+    config["other_workers"] = {"cpu": {"instance_type": "ml.c5.9xlarge", "count": 1}}
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "on_init_complete.sh").write_text("#!/bin/bash\n")
+    cluster_moto.QUOTAS["ml.c5.9xlarge for cluster usage"] = 2.0
+    ours = ["--config", tmp_path / "cluster.yaml"]
+    hyperpod("create", "--yes", *ours)
+    output = hyperpod("scale", "--group", "cpu", "--count", "0", *ours).out
+    assert "none of cpu bills; " in output and "scale --group cpu --count 1" in output
+    assert "the cluster needs 3" in hyperpod("scale", "--group", "cpu", "--count", "3", *ours, code=1).error
+    groups = cluster_moto.client("sagemaker", aws).describe_cluster(ClusterName="esm2")["InstanceGroups"]
+    assert {g["InstanceGroupName"]: g["TargetCount"] for g in groups} == {
+        "controller": 1,
+        "workers": 2,
+        "cpu": 0,
+    }
+    again = hyperpod("create", "--yes", *ours).out
+    assert (
+        "it has 0 cpu, cluster.yaml asks for 1; change it with: hyperpod.py scale --group cpu --count 1"
+        in again
+    )
+    wrong = hyperpod("scale", "--group", "gpu", "--count", "1", *ours, code=1).error
+    assert "--group gpu: cluster.yaml has workers, cpu" in wrong
+
+
 def test_nothing_is_made_without_a_yes_nor_in_a_dry_run(aws, hyperpod):
     assert "add --yes to continue" in hyperpod("create", code=1).error
     assert "cluster esm2: would be made" in hyperpod("create", "--dry_run").out
@@ -468,6 +494,7 @@ ELSEWHERE = {
     "CONTAINER_IMAGE=/fsx/ubuntu/esm2-hyperpod.sqsh python3 cluster_setup/doctor.py": "test_doctor.py",
     "python3 0.download_data.py": "tests/download",
     **dict.fromkeys(ssh.uses("esm2"), "printed by connect --ssh_config, compared below"),
+    "srun --partition=cpu --nodes=1 --exclusive .venv/bin/python 1.tokenize_uniref_csv.py": "step 1",
     'sudo scontrol update node=ip-10-1-2-3 state=fail reason="Action:Replace"': "tests/jobs/test_survival.py",
 }
 

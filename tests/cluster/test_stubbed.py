@@ -119,7 +119,9 @@ def test_a_minimum_that_aws_did_not_reach_ends_the_wait(aws):
     aws.stubs["sagemaker"].add_response("create_cluster", {"ClusterArn": ARN}, request)
     queue_cluster(aws, "InService", (0, 0))
     queue_nodes(aws, running=0)
-    with pytest.raises(UserError, match=r"min_count = 2 workers in 3 hours.*scale --count N"):
+    with pytest.raises(
+        UserError, match=r"workers\.min_count = 2 nodes in 3 hours.*scale --group workers --count N"
+    ):
         cluster.ensure_cluster(aws, request)
 
 
@@ -215,17 +217,17 @@ def test_scaling_sends_the_group_as_it_is_with_another_count(aws, capsys):
     for status, workers in [("InService", (2, 2)), ("Updating", (3, 5)), ("InService", (5, 5))]:
         queue_cluster(aws, status, workers)  # the first answer is older than the change
         queue_nodes(aws, running=workers[0])
-    cluster.change_workers(aws, "esm2", 5, dry_run=False)
+    cluster.change_workers(aws, "esm2", "workers", 5, dry_run=False)
     assert "InService; running nodes: controller 1/1, workers 5/5" in capsys.readouterr().out
 
 
 def test_scaling_to_what_is_there_or_without_a_cluster_sends_nothing(aws, capsys):
     queue_cluster(aws, "InService", (2, 2))
-    cluster.change_workers(aws, "esm2", 2, dry_run=False)
+    cluster.change_workers(aws, "esm2", "workers", 2, dry_run=False)
     assert "already has 2 workers" in capsys.readouterr().out
     queue_cluster(aws, None)
     with pytest.raises(UserError, match=r"hyperpod\.py create"):
-        cluster.change_workers(aws, "esm2", 3, dry_run=False)
+        cluster.change_workers(aws, "esm2", "workers", 3, dry_run=False)
 
 
 def test_a_wait_without_end_says_how_to_go_on(aws, monkeypatch):
@@ -421,7 +423,7 @@ def test_a_training_plan_is_looked_up_before_anything_is_made(aws, capsys, chang
         stub.add_client_error("describe_training_plan", "ResourceNotFound")
     else:
         stub.add_response("describe_training_plan", PLAN | changes, asked)
-    problems = training_plan_problems(aws, dataclasses.replace(CONFIG, workers=workers))
+    problems = training_plan_problems(aws, dataclasses.replace(CONFIG, workers=workers), {})
     assert [wrong in line for line in problems] == [True] * bool(wrong), problems
     output = capsys.readouterr().out
     if changes == {}:
