@@ -57,6 +57,14 @@ class Fsx:
 
 
 @dataclass(frozen=True)
+class User:
+    """Somebody with an account on all nodes: its number, the same everywhere, and an SSH public key."""
+
+    uid: int
+    key: str
+
+
+@dataclass(frozen=True)
 class Budget:
     """Whom AWS tells when the account's month costs too much."""
 
@@ -89,6 +97,7 @@ class ClusterConfig:
     controller: Controller = field(default_factory=Controller)
     login: Login | None = None
     fsx: Fsx = field(default_factory=Fsx)
+    users: dict[str, User] = field(default_factory=dict)
     budget: Budget | None = None
     options: Options = field(default_factory=Options)
     folder: Path = field(default=Path(), metadata={"from_file": False})

@@ -14,6 +14,7 @@ import botocore.session
 from esm2_hyperpod.cluster import instances
 from esm2_hyperpod.cluster.config import MAIN_GROUP, MAIN_PARTITION, ClusterConfig, Workers
 from esm2_hyperpod.cluster.schema import accepted_types
+from esm2_hyperpod.cluster.ssh import is_public_key
 from esm2_hyperpod.errors import problem
 
 # A bucket name holds "sagemaker-", this name, the account, the region and 63 characters at most.
@@ -24,13 +25,28 @@ ADDRESSES_WITHOUT_EFA = 1
 RESERVED_ADDRESSES = 16
 # Groups of ours, the partition of `workers`, and the one that HyperPod makes for all nodes.
 TAKEN_NAMES = ("controller", "login", MAIN_GROUP, MAIN_PARTITION, "dev")
+TAKEN_USERS = ("root", "ubuntu", "ssm-user", "slurm", "munge")
+TAKEN_FOLDERS = ("data", "runs", "csv", "processed")
+# AWS's add-users extension counts from 2001, too; Debian's accounts of people end at 59999.
+USER_IDS = range(2001, 60_000)
 DOCKER_BRIDGE = ipaddress.ip_network("172.17.0.0/16")
 PRIVATE_RANGES = [ipaddress.ip_network(r) for r in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
 
 
 def config_problems(config: ClusterConfig) -> list[str]:
     """Every mistake in a configuration whose names and types are right."""
-    checks = (_name, _place, _machines, _storage, _addresses, _lifecycle_script, _arns, _tags, _budget)
+    checks = (
+        _name,
+        _place,
+        _machines,
+        _storage,
+        _addresses,
+        _lifecycle_script,
+        _arns,
+        _tags,
+        _budget,
+        _users,
+    )
     return [line for check in checks for line in check(config)]
 
 
@@ -241,4 +257,32 @@ def _budget(config: ClusterConfig) -> list[str]:
         if budget.usd_per_month < 1:
             wrong, remedy = "is not an amount", "write whole USD, such as 500"
             problems.append(problem("budget.usd_per_month", budget.usd_per_month, wrong, remedy))
+    return problems
+
+
+def _users(config: ClusterConfig) -> list[str]:
+    problems, owners = [], {}
+    for name, user in config.users.items():
+        field = f"users.{name}"
+        if not re.fullmatch("[a-z][a-z0-9-]{0,30}", name) or name in (*TAKEN_USERS, *TAKEN_FOLDERS):
+            remedy = (
+                f"use lower-case letters and digits, and none of {', '.join(TAKEN_USERS + TAKEN_FOLDERS)}"
+            )
+            problems.append(
+                problem("users", name, "cannot be the name of a user and a folder in /fsx", remedy)
+            )
+        if user.uid not in USER_IDS:
+            remedy = f"use one from {USER_IDS[0]} to {USER_IDS[-1]}"
+            problems.append(problem(f"{field}.uid", user.uid, "is not a user's number", remedy))
+        elif owners.setdefault(user.uid, name) != name:
+            wrong = f"is the number of {owners[user.uid]}, too, who would own the same files"
+            problems.append(problem(f"{field}.uid", user.uid, wrong, "give each a number of their own"))
+        if not is_public_key(user.key):
+            remedy = "copy the line from ~/.ssh/id_ed25519.pub"
+            problems.append(problem(f"{field}.key", user.key, "is not an SSH public key", remedy))
+    script = config.options.on_init_complete
+    if config.users and (script is None or script.startswith("s3://")):
+        wrong = "makes no users, which a file beside cluster.yaml must do on each new node"
+        remedy = "write on_init_complete.sh, or users: {}"
+        problems.append(problem("options.on_init_complete", script, wrong, remedy))
     return problems

@@ -118,6 +118,8 @@ def test_create_makes_the_cluster_with_what_the_stack_made(aws_with_cluster, hyp
         script = cluster_moto.client("s3", aws_with_cluster).get_object(
             Bucket=bucket, Key=f"{key}/on_init_complete.sh"
         )
+        users = cluster_moto.client("s3", aws_with_cluster).get_object(Bucket=bucket, Key=f"{key}/users.txt")
+        assert users["Body"].read() == b""
         assert script["Body"].read() == (CONFIG.parent / "on_init_complete.sh").read_bytes()
 
 

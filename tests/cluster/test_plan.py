@@ -50,6 +50,7 @@ def mistakes(path):
     return [line.strip() for line in lines]
 
 
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAItiny+key/xyz alice"
 PLAN_ARN = "arn:aws:sagemaker:us-east-1:123456789012:training-plan/p5-plan-of-ours"
 PLANTED = [
     ({"name": "ESM2"}, "name", "lower-case"),
@@ -121,6 +122,16 @@ PLANTED = [
     ({"options.tags": {f"k{n}": "v" for n in range(51)}}, "options.tags", "at most 50"),
     ({"options.tags": {"a;b": "c"}}, "options.tags", "match"),
     ({"options": None}, "options", "must be a mapping"),
+    ({"users": {"Alice": {"uid": 2001, "key": KEY}}}, "users", "lower-case letters"),
+    ({"users": {"ubuntu": {"uid": 2001, "key": KEY}}}, "users", "none of root, ubuntu"),
+    ({"users": {"alice": {"uid": 1000, "key": KEY}}}, "users.alice.uid", "use one from 2001"),
+    ({"users": {"alice": {"uid": 2001, "key": KEY}, "bob": {"uid": 2001, "key": KEY}}}, "users.bob.uid",
+     "a number of their own"),
+    ({"users": {"alice": {"uid": 2001, "key": "secret"}}}, "users.alice.key", "id_ed25519.pub"),
+    ({"users": {"alice": {"uid": 2001, "key": f"{KEY}\n{KEY}"}}}, "users.alice.key", "id_ed25519.pub"),
+    ({"users": {"alice": {"key": KEY}}}, "users.alice.uid", "it has no default"),
+    ({"users": {"alice": {"uid": 2001, "key": KEY}}, "options.on_init_complete": None},
+     "options.on_init_complete", "or users: {}"),
     ({"budget": {"email": "me", "usd_per_month": 5}}, "budget.email", "you@example.org"),
     ({"budget": {"email": "me@here.org", "usd_per_month": 0}}, "budget.usd_per_month", "such as 500"),
     ({"budget": {"email": "me@here.org"}}, "budget.usd_per_month", "it has no default"),
@@ -496,6 +507,7 @@ EVERY_OPTION = [
     {"fsx.throughput": 1000},
     {"fsx.data_bucket": "our-proteins"},
     {"budget": {"email": "me@here.org", "usd_per_month": 500}},
+    {"users": {"alice": {"uid": 2001, "key": KEY}}},
     {"options.vpc_cidr": "192.168.0.0/16"},
     {"options.node_recovery": "None"},
     {"options.continuous_provisioning": False},
@@ -514,9 +526,9 @@ def test_plan_prints_a_request_that_aws_takes_for_every_option_in_its_turn(tmp_p
         assert_that_aws_takes(request)
         requests.append(json.dumps(request))
     # Each reaches the request, but for those of the stack.
-    of_the_stack = ("fsx", "budget", "options.vpc_cidr", "options.observability")
+    of_the_stack = ("fsx", "budget", "users", "options.vpc_cidr", "options.observability")
     same = [changes for changes, request in zip(EVERY_OPTION, requests) if request == requests[0]]
-    assert [next(iter(changes), "").startswith(of_the_stack) for changes in same[1:]] == [True] * 6
+    assert [next(iter(changes), "").startswith(of_the_stack) for changes in same[1:]] == [True] * 7
     fields = {field for changes in EVERY_OPTION for field in changes}
     sections = ("workers", "controller", "fsx", "options")
     assert fields == {f for f in SHIPPED if f not in sections} | {
