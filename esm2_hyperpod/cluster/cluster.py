@@ -6,6 +6,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from esm2_hyperpod.cluster.aws import Aws, wait_until
+from esm2_hyperpod.cluster.request import DEEP_HEALTH_CHECKS
 from esm2_hyperpod.cluster.schema import request_problems, sagemaker_model
 from esm2_hyperpod.errors import UserError
 
@@ -13,6 +14,7 @@ CREATE_MINUTES = 120
 DELETE_MINUTES = 60
 LATEST_EVENTS = 5
 EVENT_MINUTES = 60  # an older error event has been dealt with, or has come again
+_UNDONE = ("Failed", "RollbackInProgress", "RollbackComplete")
 _HOPELESS = {
     "Failed": "remove it with `hyperpod.py delete --keep_stack`, then create it again",
     "RollingBack": "wait until AWS has restored its previous state, then run the same command again",
@@ -33,6 +35,11 @@ def existing_cluster(aws: Aws, name: str) -> dict[str, Any]:
     if cluster is None:
         raise UserError(f"no cluster {name} in {aws.region}; create it with: hyperpod.py create")
     return cluster
+
+
+def image_is_old(node: dict[str, Any]) -> bool:
+    """Whether AWS has a newer image than a node's; it does not say for images of one's own."""
+    return node.get("ImageVersionStatus", "UpToDate") != "UpToDate"
 
 
 def list_nodes(aws: Aws, name: str) -> list[dict[str, Any]]:
@@ -83,6 +90,22 @@ def change_workers(aws: Aws, name: str, group_name: str, count: int, dry_run: bo
     print(f"changing cluster {name} from {current} to {count} {group_name}")
     aws.client("sagemaker").update_cluster(**request)
     wait_until(lambda: _observe_running(aws, name, {group_name: count}), CREATE_MINUTES)
+
+
+def start_health_check(aws: Aws, name: str, group: str, nodes: list[str]) -> None:
+    """Have AWS stress GPUs and network of some nodes; it reboots or replaces those that fail."""
+    checks = DEEP_HEALTH_CHECKS if len(nodes) > 1 else DEEP_HEALTH_CHECKS[:1]  # one node has no peer
+    asked = {"InstanceGroupName": group, "InstanceIds": nodes, "DeepHealthChecks": checks}
+    aws.client("sagemaker").start_cluster_health_check(
+        ClusterName=name, DeepHealthCheckConfigurations=[asked]
+    )
+
+
+def update_software(aws: Aws, name: str) -> None:
+    """Give all nodes AWS's latest image, and wait until all run again."""
+    aws.client("sagemaker").update_cluster_software(ClusterName=name)
+    wait_until(lambda: _observe_update(aws, name), CREATE_MINUTES)
+    wait_until(lambda: _observe_running(aws, name), CREATE_MINUTES)
 
 
 def specification(group: dict[str, Any], count: int) -> dict[str, Any]:
@@ -162,6 +185,16 @@ def _observe_running(
     shown = ", ".join(f"{group} {running[group]}/{target[group]}" for group in target)
     problem = f"; latest problem: {reasons[0]}" if reasons and not done else ""
     return f"cluster {name}: {status}; running nodes: {shown}{problem}", done
+
+
+def _observe_update(aws: Aws, name: str) -> tuple[str, bool]:
+    """Each group's software update; the cluster is `InService` before the first one begins, too."""
+    groups = existing_cluster(aws, name)["InstanceGroups"]
+    states = {g["InstanceGroupName"]: g.get("SoftwareUpdateStatus", "Pending") for g in groups}
+    if bad := [f"{group}: {state}" for group, state in states.items() if state in _UNDONE]:
+        raise UserError(f"cluster {name}: the update failed ({', '.join(bad)}); see: hyperpod.py status")
+    shown = ", ".join(f"{group} {state}" for group, state in states.items())
+    return f"software of cluster {name}: {shown}", set(states.values()) == {"Succeeded"}
 
 
 def _observe_deletion(aws: Aws, name: str) -> tuple[str, bool]:

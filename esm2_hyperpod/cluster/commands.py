@@ -1,4 +1,4 @@
-"""The commands that print, ask and act: plan, create, status, connect, scale, delete."""
+"""The commands that print, ask and act: plan, create, status, connect, scale, check, update, delete."""
 
 import dataclasses
 import json
@@ -18,7 +18,10 @@ from esm2_hyperpod.cluster.cluster import (
     existing_cluster,
     failure_lines,
     find_cluster,
+    image_is_old,
     list_nodes,
+    start_health_check,
+    update_software,
 )
 from esm2_hyperpod.cluster.config import MAIN_GROUP, ClusterConfig
 from esm2_hyperpod.cluster.quotas import IN_ALL_CLUSTERS, IN_ONE_CLUSTER, instance_counts
@@ -145,6 +148,8 @@ def _print_nodes(aws: Aws, cluster: dict[str, Any]) -> None:
         if node["InstanceId"] in idle and node["InstanceGroupName"] not in ("controller", "login"):
             minutes = int(idle[node["InstanceId"]].total_seconds() // 60)
             state += f", idle for {minutes // 60} h {minutes % 60} min: it bills"
+        if image_is_old(node):
+            state += f", image: {node['ImageVersionStatus']} (hyperpod.py update)"
         print(f"  {node['InstanceId']}  {node['InstanceGroupName']:<10}  {state}")
     if unknown:
         print(f"  which workers idle is not known: {unknown}")
@@ -214,6 +219,45 @@ def scale(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
         print(f"none of {name} bills; all else still does (hyperpod.py status); get them back with: {back}")
     elif count != written:
         print(f"also write {config.field_of(name)}.count: {count} into {arguments.config}")
+
+
+def check(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
+    """Start AWS's health check of a group's nodes, or of one node."""
+    existing_cluster(aws, config.name)
+    running = [n for n in list_nodes(aws, config.name) if n["InstanceStatus"]["Status"] == "Running"]
+    nodes = [n["InstanceId"] for n in running if n["InstanceGroupName"] == arguments.group]
+    if arguments.node:
+        nodes = [node for node in nodes if node == arguments.node]
+    if not nodes:
+        wanted = arguments.node or arguments.group
+        there = ", ".join(f"{n['InstanceGroupName']} {n['InstanceId']}" for n in running) or "none"
+        raise UserError(f"{wanted}: no such running node in group {arguments.group}; running nodes: {there}")
+    what = f"stresses GPUs and network of {', '.join(nodes)}"
+    if arguments.dry_run:
+        print(f"would start a check that {what}")
+        return
+    warning = "Jobs there would fail; AWS reboots or replaces a node that does not pass. All nodes bill on."
+    confirm(f"This {what}. {warning}", arguments)
+    start_health_check(aws, config.name, arguments.group, nodes)
+    print("started; the nodes are DeepHealthCheckInProgress until it ends: hyperpod.py status")
+
+
+def update(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
+    """Give the cluster AWS's latest image."""
+    existing_cluster(aws, config.name)
+    nodes = list_nodes(aws, config.name)
+    old = [node["InstanceId"] for node in nodes if image_is_old(node)]
+    said = f"{len(old)} of {len(nodes)} nodes have an old image"
+    if arguments.dry_run:
+        print(f"{said}; would give all nodes the latest")
+        return
+    confirm(
+        f"{said}. This gives all nodes the latest and WIPES THEIR ROOT DISKS, the controller's too, with the "
+        "queue of jobs and what lies outside /fsx. Jobs must have ended.",
+        arguments,
+    )
+    update_software(aws, config.name)
+    print("updated; check it with: python cluster_setup/doctor.py")
 
 
 def delete(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:

@@ -318,6 +318,26 @@ def test_nothing_is_removed_or_changed_without_a_yes_nor_in_a_dry_run(aws_with_c
     assert clusters(aws_with_cluster) == ["esm2"] and stacks(aws_with_cluster) == ["esm2-hyperpod"]
 
 
+def test_check_and_update_ask_first_and_say_what_they_would_do(aws_with_cluster, hyperpod, monkeypatch):
+    would = hyperpod("check", "--dry_run").out
+    assert would == "would start a check that stresses GPUs and network of workers-0, workers-1\n"
+    assert "network of workers-1\n" in hyperpod("check", "--dry_run", "--node", "workers-1").out
+    wrong = hyperpod("check", "--node", "i-0", code=1).error
+    assert "i-0: no such running node in group workers; running nodes: controller controller-0, " in wrong
+    assert "no such running node in group gpu" in hyperpod("check", "--group", "gpu", code=1).error
+    for command, warning in (("check", "Jobs there would fail"), ("update", "WIPES THEIR ROOT DISKS")):
+        refused = hyperpod(command, code=1).error
+        assert warning in refused and "add --yes to continue" in refused
+    summary = ClusterNode.summary
+    old = {"ImageVersionStatus": "SecurityUpdateRequired"}
+    monkeypatch.setattr(
+        ClusterNode, "summary", lambda n: summary(n) | (old if "worker" in n.instance_id else {})
+    )
+    assert "2 of 3 nodes have an old image; would give all" in hyperpod("update", "--dry_run").out
+    there = hyperpod("status").out
+    assert there.count("Running, image: SecurityUpdateRequired (hyperpod.py update)") == 2
+
+
 def test_scaling_beyond_the_quota_or_below_nothing_is_refused(aws_with_cluster, hyperpod):
     assert "the cluster needs 5" in hyperpod("scale", "--count", "5", code=1).error
     assert "workers.count = -1" in hyperpod("scale", "--count", "-1", code=1).error
@@ -484,6 +504,7 @@ def test_a_life_interrupted_at_every_call_makes_nothing_twice_and_leaves_nothing
     assert [a for a in sorted(asked) if not any(fnmatch.fnmatch(a, pattern) for pattern in patterns)] == []
 
 
+CONFIRMED = ("create", "check", "update", "delete")
 # The other lines of the page, and the test that runs them.
 ELSEWHERE = {
     "python -m pip install -r cluster_setup/requirements.txt": "run_tests.sh installs from it",
@@ -522,9 +543,9 @@ def test_the_page_line_by_line(aws, hyperpod, tmp_path):
             printed = hyperpod(*words).error
             assert [use.strip() for use in printed.splitlines()] == ssh.uses("esm2")
             continue
-        hyperpod(*words, *["--yes"] * (words[0] in ("create", "delete") and "--dry_run" not in words))
+        hyperpod(*words, *["--yes"] * (words[0] in CONFIRMED and "--dry_run" not in words))
         walked.append(words[0])
-    assert set(walked) == {"plan", "create", "status", "connect", "scale", "delete"}
+    assert set(walked) == {"plan", "create", "status", "connect", "scale", "check", "update", "delete"}
     assert set(ELSEWHERE) <= set(lines)  # and no line of the list has left the page
 
 

@@ -51,7 +51,9 @@ def test_the_table_of_commands_is_what_help_says(parse, capsys):
 
 def test_every_command_line_of_the_page_is_accepted(parse):
     lines = re.findall(r"^python cluster_setup/hyperpod\.py (.*?)(?: >> .*)?$", CODE, re.M)
-    assert {line.split()[0] for line in lines} == {"plan", "create", "status", "connect", "scale", "delete"}
+    assert {line.split()[0] for line in lines} == {
+        "plan", "create", "status", "connect", "scale", "check", "update", "delete"
+    }  # fmt: skip
     for line in lines:
         assert parse(*line.split()).command == line.split()[0]
 

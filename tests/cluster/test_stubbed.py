@@ -49,7 +49,7 @@ def aws(monkeypatch, clients):
         stub.assert_no_pending_responses()
 
 
-def queue_cluster(aws, status, workers=(2, 2), message=None, continuous=False):
+def queue_cluster(aws, status, workers=(2, 2), message=None, continuous=False, software=None):
     """Queue the answers to find_cluster: a cluster in `status` with (current, wanted) workers, or none."""
     stub = aws.stubs["sagemaker"]
     summary = {"ClusterArn": ARN, "ClusterName": "esm2", "CreationTime": NOW, "ClusterStatus": status}
@@ -62,6 +62,8 @@ def queue_cluster(aws, status, workers=(2, 2), message=None, continuous=False):
     for group, (current, target) in zip(REQUEST["InstanceGroups"], [(1, 1), workers], strict=True):
         described = {key: value for key, value in group.items() if key != "InstanceCount"}
         groups.append(described | {"CurrentCount": current, "TargetCount": target, "Status": "InService"})
+    for group, state in zip(groups, software or ()):
+        group["SoftwareUpdateStatus"] = state
     answer = {"ClusterArn": ARN, "ClusterName": "esm2", "ClusterStatus": status, "InstanceGroups": groups}
     if message:
         answer["FailureMessage"] = message
@@ -228,6 +230,36 @@ def test_scaling_to_what_is_there_or_without_a_cluster_sends_nothing(aws, capsys
     queue_cluster(aws, None)
     with pytest.raises(UserError, match=r"hyperpod\.py create"):
         cluster.change_workers(aws, "esm2", "workers", 3, dry_run=False)
+
+
+def test_an_update_is_waited_for_group_by_group_and_a_rollback_is_an_error(aws, capsys):
+    """The cluster is InService before the first group begins."""
+    stub = aws.stubs["sagemaker"]
+    stub.add_response("update_cluster_software", {"ClusterArn": ARN}, {"ClusterName": "esm2"})
+    for states in (("Pending", "Pending"), ("Succeeded", "InProgress"), ("Succeeded", "Succeeded")):
+        queue_cluster(aws, "InService", software=states)
+    queue_cluster(aws, "InService")
+    queue_nodes(aws)
+    cluster.update_software(aws, "esm2")
+    assert "controller Succeeded, workers InProgress" in capsys.readouterr().out
+    stub.add_response("update_cluster_software", {"ClusterArn": ARN}, {"ClusterName": "esm2"})
+    queue_cluster(aws, "InService", software=("Succeeded", "RollbackInProgress"))
+    with pytest.raises(UserError, match=r"the update failed \(workers: RollbackInProgress\)"):
+        cluster.update_software(aws, "esm2")
+
+
+def test_a_health_check_of_one_node_has_no_peer_to_connect_to(aws):
+    for nodes, checks in (
+        (["i-00000000000000001"], ["InstanceStress"]),
+        (["i-00000000000000001", "i-00000000000000002"], ["InstanceStress", "InstanceConnectivity"]),
+    ):
+        asked = {"InstanceGroupName": "workers", "InstanceIds": nodes, "DeepHealthChecks": checks}
+        aws.stubs["sagemaker"].add_response(
+            "start_cluster_health_check",
+            {"ClusterArn": ARN},
+            {"ClusterName": "esm2", "DeepHealthCheckConfigurations": [asked]},
+        )
+        cluster.start_health_check(aws, "esm2", "workers", nodes)
 
 
 def test_a_wait_without_end_says_how_to_go_on(aws, monkeypatch):
