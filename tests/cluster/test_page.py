@@ -110,6 +110,18 @@ def test_the_nodes_set_up_keeps_shared_memory_and_makes_the_users_folder_however
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
+def test_exporters_beside_the_script_are_started_by_it_and_their_failure_is_said(tmp_path):
+    shutil.copy(SETUP / "on_init_complete.sh", tmp_path)
+    setup = tmp_path / "observability" / "setup_observability.sh"
+    setup.parent.mkdir()
+    setup.write_text(f"touch {tmp_path}/started\n")
+    warnings, folder = set_up_node(tmp_path, mounted=True)
+    assert warnings == "" and (tmp_path / "started").exists() and folder.is_dir()
+    setup.write_text("exit 3\n")
+    warnings, _ = set_up_node(tmp_path, mounted=True)
+    assert "the exporters were not started" in warnings
+
+
 def test_users_get_accounts_and_homes_on_each_new_node_once(tmp_path):
     """One has an account already, as after the first run; one does not; a changed number is refused."""
     me, number = subprocess.run(["id", "-un"], capture_output=True, text=True).stdout.strip(), os.getuid()
