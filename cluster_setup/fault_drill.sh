@@ -3,6 +3,7 @@
 #
 #   bash cluster_setup/fault_drill.sh process JOB_ID OUTPUT_DIR    kill one training process
 #   bash cluster_setup/fault_drill.sh node JOB_ID OUTPUT_DIR       lose a node (Slurm administrators only)
+#   bash cluster_setup/fault_drill.sh gpu JOB_ID OUTPUT_DIR [--yes]  have HyperPod replace a node: it asks first
 #
 # OUTPUT_DIR is the job's --output_dir. Prints the time until the run is further than before the fault, and
 # the steps done twice. To lose a node, it is set DOWN in Slurm, which ends the job as a real loss would. It is
@@ -36,7 +37,16 @@ kill_process() {
     exit 1'
 }
 
-[ $# = 3 ] || refuse "usage: fault_drill.sh process|node JOB_ID OUTPUT_DIR"
+# What AWS's HyperPod workshop does: DCGM reports double-bit errors in a GPU's memory (its field 319), the job fails,
+# and HyperPod's health agent finds the cause. The GPU itself is not touched.
+break_gpu() {
+  srun --jobid="$job" --overlap --nodes=1 --ntasks=1 --nodelist="$node" dcgmi test --inject --gpuid 0 -f 319 -v 4
+  kill_process
+}
+
+if ! { [ $# = 3 ] || { [ $# = 4 ] && [ "$1 $4" = "gpu --yes" ]; }; }; then
+  refuse "usage: fault_drill.sh process|node|gpu JOB_ID OUTPUT_DIR; --yes after gpu does not ask"
+fi
 fault="$1" job="$2" output="$3"
 [ "$(state 2>/dev/null)" = RUNNING ] || refuse "job $job is not running; see squeue"
 [ "$(last_step)" -gt 0 ] || refuse "$output: nothing is logged yet: check that it is the job's --output_dir, or wait for the first step"
@@ -52,7 +62,15 @@ case "$fault" in
     # Slurm refuses to resume a node that has already come back.
     trap 'scontrol update nodename="$node" state=resume 2>/dev/null || true' EXIT
     ;;
-  *) refuse "unknown fault '$fault': use process or node" ;;
+  gpu)
+    echo "HyperPod will replace $node: 20 to 30 minutes, its local disks are lost, and the new node bills like the old one"
+    answer=yes
+    if [ "${4:-}" != --yes ]; then read -r -p "Type yes to continue: " answer || true; fi
+    [ "$answer" = yes ] || refuse "stopped; nothing was broken"
+    echo "reporting a broken GPU of $node to DCGM under job $job, after step $step"
+    break_gpu
+    ;;
+  *) refuse "unknown fault '$fault': use process, node or gpu" ;;
 esac
 
 until [ "$(starts)" -gt "$before" ]; do

@@ -1,4 +1,4 @@
-"""A SageMaker HyperPod Slurm cluster from cluster.yaml: plan, create, status, connect, scale, delete.
+"""A SageMaker HyperPod Slurm cluster from cluster.yaml, from its plan to its removal.
 
 python cluster_setup/hyperpod.py plan       # check everything and add up the cost; makes nothing
 python cluster_setup/hyperpod.py create     # make it; resume if interrupted
@@ -59,10 +59,18 @@ def parse_arguments() -> argparse.Namespace:
     )
     connect.add_argument("--key", type=Path, help="with it, the public key (default: the one in ~/.ssh)")
     scaling = add("scale", "change the number of workers", True)
+    scaling.add_argument("--group", default="workers", help="which workers (default: %(default)s)")
     scaling.add_argument("--count", type=int, required=True, help="the new number of workers")
+    check = add("check", "start AWS's health check, which stresses GPUs and network", True)
+    check.add_argument("--group", default="workers", help="which workers (default: %(default)s)")
+    check.add_argument("--node", help="an instance id of the group: only this one")
+    update = add("update", "give all nodes AWS's latest image; wipes their root disks", True)
     delete = add("delete", "list what still bills and remove it, data included", True)
     delete.add_argument("--keep_stack", action="store_true", help="remove the nodes, keep network and data")
-    for command in (create, delete):
+    delete.add_argument(
+        "--without_export", action="store_true", help="do not send /fsx/runs to fsx.data_bucket first"
+    )
+    for command in (create, check, update, delete):
         command.add_argument("--yes", action="store_true", help="do not ask")
     return parser.parse_args()
 

@@ -5,6 +5,7 @@
 # If this script failed, the node and perhaps the cluster would fail, so each step only warns.
 set -uo pipefail
 
+HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 : "${ETC:=/etc}"
 : "${FSX:=/fsx}"
 : "${NODE_USER:=ubuntu}"
@@ -36,10 +37,47 @@ make_user_folder() {
         warn "$FSX is not mounted"
         return 1
     fi
+    local folder
+    for folder in data runs; do # FSx makes them where the bucket's folders appear (fsx.data_bucket)
+        [ ! -d "$FSX/$folder" ] || chown "$NODE_USER" "$FSX/$folder"
+    done
     [ -d "$FSX/$NODE_USER" ] || install -d -o "$NODE_USER" -g "$(id -gn "$NODE_USER")" "$FSX/$NODE_USER"
+}
+
+# users.txt lies beside this script in S3, so HyperPod puts it beside it here, as AWS's own extensions expect of theirs.
+# It has a name, a number and a key on each line (`users` in cluster.yaml). Homes
+# are on the shared file system, so a replaced node needs the accounts only; with the same numbers, or files change
+# hands.
+make_users() {
+    local name uid key home
+    [ -f "$HERE/users.txt" ] || return 0
+    while read -r name uid key; do
+        if ! id "$name" > /dev/null 2>&1; then
+            useradd --uid "$uid" --home-dir "$FSX/$name" --no-create-home --shell /bin/bash "$name" || return 1
+        elif [ "$(id -u "$name")" != "$uid" ]; then
+            warn "$name has the number $(id -u "$name") here, not $uid"
+            return 1
+        fi
+        mountpoint --quiet "$FSX" || continue
+        home="$FSX/$name"
+        [ -d "$home" ] || install -d -m 700 -o "$uid" "$home"
+        [ -d "$home/.ssh" ] || install -d -m 700 -o "$uid" "$home/.ssh"
+        if ! grep -qxF "$key" "$home/.ssh/authorized_keys" 2> /dev/null; then
+            echo "$key" >> "$home/.ssh/authorized_keys"
+            chown "$uid" "$home/.ssh/authorized_keys" && chmod 600 "$home/.ssh/authorized_keys"
+        fi
+    done < "$HERE/users.txt"
+}
+
+# AWS's exporters, where their set-up has been put beside this script ("Observability" in README.md).
+start_exporters() {
+    local setup="$HERE/observability/setup_observability.sh"
+    [ ! -f "$setup" ] || bash "$setup"
 }
 
 keep_shared_memory || warn "jobs may lose shared memory when a user logs out: set RemoveIPC=no by hand"
 prefer_training_partition || warn "jobs may land on a login node: submit them with sbatch --partition=train"
 make_user_folder || warn "$FSX/$NODE_USER was not made; make it with: sudo install -d -o $NODE_USER $FSX/$NODE_USER"
+start_exporters || warn "the exporters were not started; run by hand: bash $HERE/observability/setup_observability.sh"
+make_users || warn "not all users of cluster.yaml have an account here; see users.txt"
 exit 0

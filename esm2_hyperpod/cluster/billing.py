@@ -37,13 +37,14 @@ class Prices:
 
 def billed_items(config: ClusterConfig) -> list[Item]:
     """Everything with a price by the hour or month. Traffic, requests and logs also bill, by use."""
-    workers, fsx, disk = config.workers, config.fsx, config.workers.local_disk_gb
+    fsx = config.fsx
     items = [Item("controller", config.controller.instance_type, 1)]
     if config.login:
         items.append(Item("login node", config.login.instance_type, 1))
-    items.append(Item("workers", workers.instance_type, workers.count))
-    if disk is not None:
-        items.append(Item("disks of the workers", "ebs_gb_month", workers.count * disk))
+    for name, group in config.worker_groups.items():
+        items.append(Item(name, group.instance_type, group.count))
+        if group.local_disk_gb is not None:
+            items.append(Item(f"disks of {name}", "ebs_gb_month", group.count * group.local_disk_gb))
     return [
         *items,
         Item("FSx for Lustre", f"fsx_{fsx.throughput}_gb_month", fsx.size_gb),

@@ -8,6 +8,7 @@ from botocore.exceptions import ClientError
 
 from esm2_hyperpod.cluster.aws import Aws
 from esm2_hyperpod.cluster.config import ClusterConfig, load_config
+from esm2_hyperpod.cluster.export import bucket_problems
 from esm2_hyperpod.cluster.quotas import instance_counts, quota_problems
 from esm2_hyperpod.cluster.request import StackOutputs, create_cluster_request, example_outputs
 from esm2_hyperpod.cluster.rules import config_problems
@@ -24,6 +25,7 @@ _FIELD_OF = [
     (r"InstanceGroups\[(\d+)\]\.TrainingPlanArn", "workers.training_plan_arn"),
     (r"InstanceGroups\[(\d+)\]\.InstanceStorageConfigs.*VolumeSizeInGB", "workers.local_disk_gb"),
     (r"InstanceGroups\[(\d+)\]\.LifeCycleConfig\.\w+", "options.on_init_complete"),
+    (r"InstanceGroups\[\d+\]\.(InstanceGroupName|SlurmConfig\.PartitionNames.*)", "other_workers"),
     (r"NodeRecovery", "options.node_recovery"),
     (r"Tags(\[\d+\]\.\w+)?", "options.tags"),
 ]
@@ -64,16 +66,19 @@ def checked_request(config: ClusterConfig, stack: StackOutputs) -> dict[str, Any
     return request
 
 
-def preflight(aws: Aws, config: ClusterConfig, with_network: bool = False, workers: int = 0) -> None:
+def preflight(
+    aws: Aws, config: ClusterConfig, with_network: bool = False, there: dict[str, int] | None = None
+) -> None:
     """Raise `UserError` if a training plan, the zone or a quota does not allow this cluster.
 
-    `with_network` checks for the stack, too; `workers` is how many the cluster has. What AWS does not answer,
-    because a permission is missing, is printed, and creation continues.
+    `with_network` checks for the stack, too; `there` is how many nodes each group has. What AWS does not
+    answer, because a permission is missing, is printed, and creation continues.
     """
     problems = []
     for what, question in (
-        ("the training plan", lambda: training_plan_problems(aws, config, workers)),
+        ("the training plan", lambda: training_plan_problems(aws, config, there or {})),
         ("the zone", lambda: _zone_problems(aws, config)),
+        ("the data bucket", lambda: bucket_problems(aws, config)),
     ):
         try:
             problems += question()
@@ -99,10 +104,10 @@ def _in_terms_of_file(line: str, config: ClusterConfig) -> str:
     path, separator, rest = line.partition(" = ")
     for pattern, field in _FIELD_OF:
         if match := re.fullmatch(pattern, path):
-            if field.startswith("workers.") and match[1] == "0":
-                field = field.replace("workers", "controller")
-            elif field.startswith("workers.") and match[1] == "1" and config.login:
-                field = field.replace("workers", "login")
+            if field.startswith("workers."):
+                groups = ["controller", *["login"] * bool(config.login)]
+                groups += [config.field_of(name) for name in config.worker_groups]
+                field = field.replace("workers", groups[int(match[1])], 1)
             return field + separator + rest
     return line
 

@@ -6,6 +6,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from esm2_hyperpod.cluster.aws import Aws, wait_until
+from esm2_hyperpod.cluster.request import DEEP_HEALTH_CHECKS
 from esm2_hyperpod.cluster.schema import request_problems, sagemaker_model
 from esm2_hyperpod.errors import UserError
 
@@ -13,6 +14,7 @@ CREATE_MINUTES = 120
 DELETE_MINUTES = 60
 LATEST_EVENTS = 5
 EVENT_MINUTES = 60  # an older error event has been dealt with, or has come again
+_UNDONE = ("Failed", "RollbackInProgress", "RollbackComplete")
 _HOPELESS = {
     "Failed": "remove it with `hyperpod.py delete --keep_stack`, then create it again",
     "RollingBack": "wait until AWS has restored its previous state, then run the same command again",
@@ -35,6 +37,11 @@ def existing_cluster(aws: Aws, name: str) -> dict[str, Any]:
     return cluster
 
 
+def image_is_old(node: dict[str, Any]) -> bool:
+    """Whether AWS has a newer image than a node's; it does not say for images of one's own."""
+    return node.get("ImageVersionStatus", "UpToDate") != "UpToDate"
+
+
 def list_nodes(aws: Aws, name: str) -> list[dict[str, Any]]:
     """Every node of the cluster, sorted by group and age."""
     pages = aws.client("sagemaker").get_paginator("list_cluster_nodes").paginate(ClusterName=name)
@@ -52,12 +59,12 @@ def ensure_cluster(aws: Aws, request: dict[str, Any]) -> None:
     if cluster and cluster["ClusterStatus"] == "Deleting":
         wait_deleted(aws, name)
         cluster = None
-    least = None
+    least: dict[str, int] = {}
     if cluster:
         print(f"cluster {name} exists: {cluster['ClusterStatus']}")
         _check_same_groups(cluster, request)
     else:
-        least = request["InstanceGroups"][-1].get("MinInstanceCount")
+        least = {g["InstanceGroupName"]: g.get("MinInstanceCount", 0) for g in request["InstanceGroups"]}
         print(f"creating cluster {name} (15 to 30 minutes, longer if capacity is short)")
         try:
             aws.client("sagemaker").create_cluster(**request)
@@ -67,22 +74,38 @@ def ensure_cluster(aws: Aws, request: dict[str, Any]) -> None:
     wait_until(lambda: _observe_running(aws, name, least=least), CREATE_MINUTES)
 
 
-def change_workers(aws: Aws, name: str, count: int, dry_run: bool) -> None:
-    """Set the number of workers. Everything else about the group is sent as AWS describes it."""
-    group = find_group(existing_cluster(aws, name), "workers")
+def change_workers(aws: Aws, name: str, group_name: str, count: int, dry_run: bool) -> None:
+    """Set the number of a group's nodes. Everything else about the group is sent as AWS describes it."""
+    group = find_group(existing_cluster(aws, name), group_name)
     current = group["TargetCount"]
     if current == count:
-        print(f"cluster {name} already has {count} workers")
+        print(f"cluster {name} already has {count} {group_name}")
         return
     request = {"ClusterName": name, "InstanceGroups": [specification(group, count)]}
     if problems := request_problems("UpdateCluster", request):
-        raise UserError(f"cannot scale to {count} workers: {'; '.join(problems)}")
+        raise UserError(f"cannot scale to {count} {group_name}: {'; '.join(problems)}")
     if dry_run:
-        print(f"would change cluster {name} from {current} to {count} workers")
+        print(f"would change cluster {name} from {current} to {count} {group_name}")
         return
-    print(f"changing cluster {name} from {current} to {count} workers")
+    print(f"changing cluster {name} from {current} to {count} {group_name}")
     aws.client("sagemaker").update_cluster(**request)
-    wait_until(lambda: _observe_running(aws, name, count), CREATE_MINUTES)
+    wait_until(lambda: _observe_running(aws, name, {group_name: count}), CREATE_MINUTES)
+
+
+def start_health_check(aws: Aws, name: str, group: str, nodes: list[str]) -> None:
+    """Have AWS stress GPUs and network of some nodes; it reboots or replaces those that fail."""
+    checks = DEEP_HEALTH_CHECKS if len(nodes) > 1 else DEEP_HEALTH_CHECKS[:1]  # one node has no peer
+    asked = {"InstanceGroupName": group, "InstanceIds": nodes, "DeepHealthChecks": checks}
+    aws.client("sagemaker").start_cluster_health_check(
+        ClusterName=name, DeepHealthCheckConfigurations=[asked]
+    )
+
+
+def update_software(aws: Aws, name: str) -> None:
+    """Give all nodes AWS's latest image, and wait until all run again."""
+    aws.client("sagemaker").update_cluster_software(ClusterName=name)
+    wait_until(lambda: _observe_update(aws, name), CREATE_MINUTES)
+    wait_until(lambda: _observe_running(aws, name), CREATE_MINUTES)
 
 
 def specification(group: dict[str, Any], count: int) -> dict[str, Any]:
@@ -131,12 +154,12 @@ def cluster_id(cluster: dict[str, Any]) -> str:
 
 
 def _observe_running(
-    aws: Aws, name: str, workers: int | None = None, least: int | None = None
+    aws: Aws, name: str, wanted: dict[str, int] | None = None, least: dict[str, int] | None = None
 ) -> tuple[str, bool]:
     """The cluster's state in a line, and whether it is in service and all its nodes are `Running`.
 
-    `workers` is how many of them there shall be. Raises `UserError` when waiting has become pointless, as
-    when AWS did not find `least` workers in its three hours and has set their number to 0.
+    `wanted` is how many a group shall have. Raises `UserError` when waiting has become pointless, as when AWS
+    did not find `least` nodes of a group in its three hours and has set their number to 0.
     """
     cluster = find_cluster(aws, name)
     if cluster is None:
@@ -148,19 +171,30 @@ def _observe_running(
         listed = "".join(f"\n  {line}" for line in reasons)
         raise UserError(f"cluster {name}: {status}; correct the cause below, {_HOPELESS[status]}{listed}")
     target = {g["InstanceGroupName"]: g["TargetCount"] for g in cluster["InstanceGroups"]}
-    if least and target["workers"] == 0:
-        raise UserError(
-            f"cluster {name}: AWS did not find workers.min_count = {least} workers in 3 hours, has removed "
-            "those it had, and set their number to 0; try another zone or type, or later: "
-            "hyperpod.py scale --count N"
-        )
+    for group, count in (least or {}).items():
+        if count and target[group] == 0:
+            raise UserError(
+                f"cluster {name}: AWS did not find {group}.min_count = {count} nodes in 3 hours, has removed "
+                "those it had, and set their number to 0; try another zone or type, or later: "
+                f"hyperpod.py scale --group {group} --count N"
+            )
     running = dict.fromkeys(target, 0)
     for node in nodes:
         running[node["InstanceGroupName"]] += node["InstanceStatus"]["Status"] == "Running"
-    done = status == "InService" and running == target and workers in (None, running.get("workers"))
+    done = status == "InService" and running == target and (wanted or {}).items() <= running.items()
     shown = ", ".join(f"{group} {running[group]}/{target[group]}" for group in target)
     problem = f"; latest problem: {reasons[0]}" if reasons and not done else ""
     return f"cluster {name}: {status}; running nodes: {shown}{problem}", done
+
+
+def _observe_update(aws: Aws, name: str) -> tuple[str, bool]:
+    """Each group's software update; the cluster is `InService` before the first one begins, too."""
+    groups = existing_cluster(aws, name)["InstanceGroups"]
+    states = {g["InstanceGroupName"]: g.get("SoftwareUpdateStatus", "Pending") for g in groups}
+    if bad := [f"{group}: {state}" for group, state in states.items() if state in _UNDONE]:
+        raise UserError(f"cluster {name}: the update failed ({', '.join(bad)}); see: hyperpod.py status")
+    shown = ", ".join(f"{group} {state}" for group, state in states.items())
+    return f"software of cluster {name}: {shown}", set(states.values()) == {"Succeeded"}
 
 
 def _observe_deletion(aws: Aws, name: str) -> tuple[str, bool]:
@@ -189,10 +223,11 @@ def _check_same_groups(cluster: dict[str, Any], request: dict[str, Any]) -> None
             f"cluster {cluster['ClusterName']} has {there}, cluster.yaml asks for {asked}; set cluster.yaml "
             "back, or remove the cluster with `hyperpod.py delete --keep_stack` and create it again"
         )
-    wanted = {g["InstanceGroupName"]: g["InstanceCount"] for g in request["InstanceGroups"]}["workers"]
-    current = find_group(cluster, "workers")["TargetCount"]
-    if current != wanted:
-        print(f"it has {current} workers, cluster.yaml asks for {wanted}: change it with hyperpod.py scale")
+    for group in request["InstanceGroups"]:
+        name, wanted = group["InstanceGroupName"], group["InstanceCount"]
+        if (current := find_group(cluster, name)["TargetCount"]) != wanted:
+            change = f"hyperpod.py scale --group {name} --count {wanted}"
+            print(f"it has {current} {name}, cluster.yaml asks for {wanted}; change it with: {change}")
 
 
 def _error_events(aws: Aws, name: str) -> list[str]:

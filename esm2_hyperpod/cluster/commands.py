@@ -1,4 +1,4 @@
-"""The commands that print, ask and act: plan, create, status, connect, scale, delete."""
+"""The commands that print, ask and act: plan, create, status, connect, scale, check, update, delete."""
 
 import dataclasses
 import json
@@ -18,10 +18,12 @@ from esm2_hyperpod.cluster.cluster import (
     existing_cluster,
     failure_lines,
     find_cluster,
-    find_group,
+    image_is_old,
     list_nodes,
+    start_health_check,
+    update_software,
 )
-from esm2_hyperpod.cluster.config import ClusterConfig
+from esm2_hyperpod.cluster.config import MAIN_GROUP, ClusterConfig
 from esm2_hyperpod.cluster.quotas import IN_ALL_CLUSTERS, IN_ONE_CLUSTER, instance_counts
 from esm2_hyperpod.cluster.removal import remove, take_inventory
 from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
@@ -54,8 +56,9 @@ def plan(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     if config.login:
         print(f"  login: 1 x {config.login.instance_type}")
     workers = config.workers
-    each = f", each with {instances.describe(workers.instance_type)}"
-    print(f"  workers: {workers.count} x {workers.instance_type}{each}")
+    for name, group in config.worker_groups.items():
+        each = f", each with {instances.describe(group.instance_type)}"
+        print(f"  {name}: {group.count} x {group.instance_type}{each}")
     print(f"  /fsx: FSx for Lustre, {config.fsx.size_gb} GB, {config.fsx.throughput} MB/s for each TiB")
     print("\n".join(f"    {line}" for line in checkpoint_lines(config)))
     print(f"  stack {config.stack_name}: the file system, a VPC, NAT gateway, role, bucket")
@@ -138,13 +141,15 @@ def status(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
 def _print_nodes(aws: Aws, cluster: dict[str, Any]) -> None:
     nodes = list_nodes(aws, cluster["ClusterName"])
     idle, unknown = {}, None
-    if any(node["InstanceGroupName"] == "workers" for node in nodes):
+    if any(node["InstanceGroupName"] not in ("controller", "login") for node in nodes):
         idle, unknown = idle_times(aws, cluster, nodes)
     for node in nodes:
         state = node["InstanceStatus"]["Status"]
-        if node["InstanceId"] in idle and node["InstanceGroupName"] == "workers":
+        if node["InstanceId"] in idle and node["InstanceGroupName"] not in ("controller", "login"):
             minutes = int(idle[node["InstanceId"]].total_seconds() // 60)
             state += f", idle for {minutes // 60} h {minutes % 60} min: it bills"
+        if image_is_old(node):
+            state += f", image: {node['ImageVersionStatus']} (hyperpod.py update)"
         print(f"  {node['InstanceId']}  {node['InstanceGroupName']:<10}  {state}")
     if unknown:
         print(f"  which workers idle is not known: {unknown}")
@@ -192,21 +197,67 @@ def _ssh_config(arguments: Namespace, config: ClusterConfig, aws: Aws, target: s
 
 
 def scale(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
-    """Change the number of workers, if the rules and AWS's quota allow it."""
-    workers = dataclasses.replace(config.workers, count=arguments.count, min_count=None)
-    wanted = dataclasses.replace(config, workers=workers)
+    """Change the number of a group's workers, if the rules and AWS's quota allow it."""
+    name, count = arguments.group, arguments.count
+    if name not in config.worker_groups:
+        raise UserError(f"--group {name}: cluster.yaml has {', '.join(config.worker_groups)}")
+    written = config.worker_groups[name].count
+    group = dataclasses.replace(config.worker_groups[name], count=count, min_count=None)
+    if name == MAIN_GROUP:
+        wanted = dataclasses.replace(config, workers=group)
+    else:
+        wanted = dataclasses.replace(config, other_workers=config.other_workers | {name: group})
     if problems := config_problems(wanted):
         raise UserError("; ".join(problems))
-    group = find_group(existing_cluster(aws, config.name), "workers")
-    preflight(aws, wanted, workers=group["CurrentCount"])
-    change_workers(aws, config.name, arguments.count, arguments.dry_run)
+    groups = existing_cluster(aws, config.name)["InstanceGroups"]
+    preflight(aws, wanted, there={there["InstanceGroupName"]: there["CurrentCount"] for there in groups})
+    change_workers(aws, config.name, name, count, arguments.dry_run)
     if arguments.dry_run:
         return
-    if arguments.count == 0:
-        back = f"hyperpod.py scale --count {config.workers.count or 1}"
-        print(f"no worker bills; all else still does (hyperpod.py status); get workers back with: {back}")
-    elif arguments.count != config.workers.count:
-        print(f"also write workers.count: {arguments.count} into {arguments.config}")
+    if count == 0:
+        back = f"hyperpod.py scale --group {name} --count {written or 1}"
+        print(f"none of {name} bills; all else still does (hyperpod.py status); get them back with: {back}")
+    elif count != written:
+        print(f"also write {config.field_of(name)}.count: {count} into {arguments.config}")
+
+
+def check(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
+    """Start AWS's health check of a group's nodes, or of one node."""
+    existing_cluster(aws, config.name)
+    running = [n for n in list_nodes(aws, config.name) if n["InstanceStatus"]["Status"] == "Running"]
+    nodes = [n["InstanceId"] for n in running if n["InstanceGroupName"] == arguments.group]
+    if arguments.node:
+        nodes = [node for node in nodes if node == arguments.node]
+    if not nodes:
+        wanted = arguments.node or arguments.group
+        there = ", ".join(f"{n['InstanceGroupName']} {n['InstanceId']}" for n in running) or "none"
+        raise UserError(f"{wanted}: no such running node in group {arguments.group}; running nodes: {there}")
+    what = f"stresses GPUs and network of {', '.join(nodes)}"
+    if arguments.dry_run:
+        print(f"would start a check that {what}")
+        return
+    warning = "Jobs there would fail; AWS reboots or replaces a node that does not pass. All nodes bill on."
+    confirm(f"This {what}. {warning}", arguments)
+    start_health_check(aws, config.name, arguments.group, nodes)
+    print("started; the nodes are DeepHealthCheckInProgress until it ends: hyperpod.py status")
+
+
+def update(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
+    """Give the cluster AWS's latest image."""
+    existing_cluster(aws, config.name)
+    nodes = list_nodes(aws, config.name)
+    old = [node["InstanceId"] for node in nodes if image_is_old(node)]
+    said = f"{len(old)} of {len(nodes)} nodes have an old image"
+    if arguments.dry_run:
+        print(f"{said}; would give all nodes the latest")
+        return
+    confirm(
+        f"{said}. This gives all nodes the latest and WIPES THEIR ROOT DISKS, the controller's too, with the "
+        "queue of jobs and what lies outside /fsx. Jobs must have ended.",
+        arguments,
+    )
+    update_software(aws, config.name)
+    print("updated; check it with: python cluster_setup/doctor.py")
 
 
 def delete(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
@@ -217,12 +268,14 @@ def delete(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
         return
     _print_list("bills now:", found.lines())
     nodes, everything = "the nodes and all data on their disks", "all of it, including the data on /fsx"
+    if found.exports and not arguments.without_export:
+        everything += " except /fsx/data and /fsx/runs, which the bucket has or gets first"
     what = nodes if arguments.keep_stack else everything
     if arguments.dry_run:
         print(f"would remove {what}")
         return
     confirm(f"This removes {what}. It cannot be undone.", arguments)
-    left = remove(aws, config, found, arguments.keep_stack).lines()
+    left = remove(aws, config, found, arguments.keep_stack, not arguments.without_export).lines()
     _print_list("still bills:" if left else "all removed; nothing bills", left)
     if any(line.startswith("backup") for line in left):
         print("backups are yours to keep; remove one with: aws fsx delete-backup --backup-id ID")

@@ -15,6 +15,9 @@ import yaml
 
 from esm2_hyperpod.errors import UserError, problem
 
+MAIN_GROUP = "workers"
+MAIN_PARTITION = "train"
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -43,10 +46,22 @@ class Login:
 
 @dataclass(frozen=True)
 class Fsx:
-    """The shared file system at /fsx: capacity in GiB, throughput in MB/s for each TiB of it."""
+    """The shared file system at /fsx: capacity in GiB, throughput in MB/s for each TiB of it.
+
+    `data_bucket` is the bucket that /fsx/data comes from and /fsx/runs goes to, if any.
+    """
 
     size_gb: int = 1200
     throughput: int = 250
+    data_bucket: str | None = None
+
+
+@dataclass(frozen=True)
+class User:
+    """Somebody with an account on all nodes: its number, the same everywhere, and an SSH public key."""
+
+    uid: int
+    key: str
 
 
 @dataclass(frozen=True)
@@ -78,12 +93,24 @@ class ClusterConfig:
     region: str
     availability_zone: str
     workers: Workers = field(default_factory=Workers)
+    other_workers: dict[str, Workers] = field(default_factory=dict)
     controller: Controller = field(default_factory=Controller)
     login: Login | None = None
     fsx: Fsx = field(default_factory=Fsx)
+    users: dict[str, User] = field(default_factory=dict)
     budget: Budget | None = None
     options: Options = field(default_factory=Options)
     folder: Path = field(default=Path(), metadata={"from_file": False})
+
+    @property
+    def worker_groups(self) -> dict[str, Workers]:
+        """All groups of workers by name; Slurm's partition has the same, but `train` for `workers`."""
+        return {MAIN_GROUP: self.workers, **self.other_workers}
+
+    @staticmethod
+    def field_of(group: str) -> str:
+        """Where in cluster.yaml a group of workers is."""
+        return group if group == MAIN_GROUP else f"other_workers.{group}"
 
     @property
     def stack_name(self) -> str:
@@ -159,6 +186,12 @@ def _value(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
         return None if value is None else _value(typing.get_args(hint)[0], value, name, problems)
     if dataclasses.is_dataclass(hint):
         return _section(hint, value, f"{name}.", problems)
+    if typing.get_origin(hint) is dict and dataclasses.is_dataclass(typing.get_args(hint)[1]):
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            problems.append(problem(name, value, "must map names to groups", "write {} for none"))
+            return {}
+        kind = typing.get_args(hint)[1]
+        return {key: _section(kind, item, f"{name}.{key}.", problems) for key, item in value.items()}
     if typing.get_origin(hint) is dict:
         pairs = value.items() if isinstance(value, dict) else [(value, value)]
         if not all(isinstance(key, str) and isinstance(item, str) for key, item in pairs):

@@ -31,7 +31,9 @@ class Need:
 
 def instance_counts(config: ClusterConfig) -> dict[str, int]:
     """How many nodes of each instance type the cluster has."""
-    count = {config.workers.instance_type: config.workers.count}
+    count: dict[str, int] = {}
+    for workers in config.worker_groups.values():
+        count[workers.instance_type] = count.get(workers.instance_type, 0) + workers.count
     for group in (config.controller, config.login):
         if group:
             count[group.instance_type] = count.get(group.instance_type, 0) + 1
@@ -87,8 +89,9 @@ def _needs(aws: Aws, config: ClusterConfig, with_network: bool) -> list[Need]:
         Need("sagemaker", IN_ONE_CLUSTER, total),
         Need("sagemaker", IN_ALL_CLUSTERS, total, others.nodes),
     ]
-    if config.workers.local_disk_gb is not None:
-        needs.append(Need("sagemaker", DISK, config.workers.local_disk_gb))
+    disks = [group.local_disk_gb or 0 for group in config.worker_groups.values()]
+    if any(disks):
+        needs.append(Need("sagemaker", DISK, max(disks)))
     if with_network:
         ec2 = aws.client("ec2")
         needs += [

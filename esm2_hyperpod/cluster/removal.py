@@ -8,6 +8,7 @@ from botocore.exceptions import ClientError
 from esm2_hyperpod.cluster.aws import Aws
 from esm2_hyperpod.cluster.cluster import delete_cluster, find_cluster
 from esm2_hyperpod.cluster.config import ClusterConfig
+from esm2_hyperpod.cluster.export import ASSOCIATION, export_runs
 from esm2_hyperpod.cluster.stack import delete_stack, find_stack
 
 _GONE = ("NoSuchBucket", "404")
@@ -22,6 +23,11 @@ class Inventory:
     resources: dict[str, str]
     log_groups: list[str]
     backups: list[str]
+
+    @property
+    def exports(self) -> bool:
+        """Whether /fsx/runs goes to a bucket."""
+        return ASSOCIATION in self.resources
 
     def lines(self) -> list[str]:
         """One line for each thing that bills."""
@@ -58,10 +64,17 @@ def take_inventory(aws: Aws, config: ClusterConfig, file_system: str | None = No
     )
 
 
-def remove(aws: Aws, config: ClusterConfig, found: Inventory, keep_stack: bool) -> Inventory:
-    """Remove the cluster and, unless `keep_stack`, all else except backups; returns what is left."""
+def remove(
+    aws: Aws, config: ClusterConfig, found: Inventory, keep_stack: bool, export: bool = True
+) -> Inventory:
+    """Remove the cluster and, unless `keep_stack`, all else except backups; returns what is left.
+
+    The nodes go first, so that nothing is written any more; then /fsx/runs is exported if it has a bucket.
+    """
     delete_cluster(aws, config.name)
     if not keep_stack:
+        if export and found.exports and "FileSystem" in found.resources:
+            export_runs(aws, found.resources["FileSystem"])
         if bucket := found.resources.get("LifecycleBucket"):
             _empty_bucket(aws, bucket)
         delete_stack(aws, config.stack_name)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from esm2_hyperpod.cluster.config import ClusterConfig
+from esm2_hyperpod.cluster import instances
+from esm2_hyperpod.cluster.config import MAIN_GROUP, MAIN_PARTITION, ClusterConfig
 
 MOUNT_PATH = "/fsx"
 LIFECYCLE_PREFIX = "lifecycle"
@@ -43,7 +44,7 @@ def create_cluster_request(config: ClusterConfig, stack: StackOutputs) -> dict[s
     groups = [_group("controller", config.controller.instance_type, 1, "Controller", config, stack)]
     if config.login:
         groups.append(_group("login", config.login.instance_type, 1, "Login", config, stack))
-    groups.append(_worker_group(config, stack))
+    groups += [_worker_group(name, config, stack) for name in config.worker_groups]
     request = {
         "ClusterName": config.name,
         "InstanceGroups": groups,
@@ -61,15 +62,15 @@ def create_cluster_request(config: ClusterConfig, stack: StackOutputs) -> dict[s
     return request
 
 
-def _worker_group(config: ClusterConfig, stack: StackOutputs) -> dict[str, Any]:
-    workers = config.workers
-    group = _group("workers", workers.instance_type, workers.count, "Compute", config, stack)
-    group["SlurmConfig"]["PartitionNames"] = ["train"]
+def _worker_group(name: str, config: ClusterConfig, stack: StackOutputs) -> dict[str, Any]:
+    workers = config.worker_groups[name]
+    group = _group(name, workers.instance_type, workers.count, "Compute", config, stack)
+    group["SlurmConfig"]["PartitionNames"] = [MAIN_PARTITION if name == MAIN_GROUP else name]
     if workers.min_count is not None:
         group["MinInstanceCount"] = workers.min_count
     if workers.local_disk_gb is not None:
         group["InstanceStorageConfigs"].append({"EbsVolumeConfig": {"VolumeSizeInGB": workers.local_disk_gb}})
-    if config.options.deep_health_checks:
+    if config.options.deep_health_checks and instances.has_gpu(workers.instance_type):
         group["OnStartDeepHealthChecks"] = DEEP_HEALTH_CHECKS
     if workers.training_plan_arn:
         group["TrainingPlanArn"] = workers.training_plan_arn

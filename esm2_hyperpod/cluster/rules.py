@@ -12,8 +12,9 @@ from pathlib import Path
 import botocore.session
 
 from esm2_hyperpod.cluster import instances
-from esm2_hyperpod.cluster.config import ClusterConfig
+from esm2_hyperpod.cluster.config import MAIN_GROUP, MAIN_PARTITION, ClusterConfig, Workers
 from esm2_hyperpod.cluster.schema import accepted_types
+from esm2_hyperpod.cluster.ssh import is_public_key
 from esm2_hyperpod.errors import problem
 
 # A bucket name holds "sagemaker-", this name, the account, the region and 63 characters at most.
@@ -22,13 +23,30 @@ LONGEST_NAME = 25
 ADDRESSES_WITHOUT_EFA = 1
 # AWS reserves five addresses of each subnet; FSx, controller, login and NAT take some more.
 RESERVED_ADDRESSES = 16
+# Groups of ours, the partition of `workers`, and the one that HyperPod makes for all nodes.
+TAKEN_NAMES = ("controller", "login", MAIN_GROUP, MAIN_PARTITION, "dev")
+TAKEN_USERS = ("root", "ubuntu", "ssm-user", "slurm", "munge")
+TAKEN_FOLDERS = ("data", "runs", "csv", "processed")
+# AWS's add-users extension counts from 2001, too; Debian's accounts of people end at 59999.
+USER_IDS = range(2001, 60_000)
 DOCKER_BRIDGE = ipaddress.ip_network("172.17.0.0/16")
 PRIVATE_RANGES = [ipaddress.ip_network(r) for r in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
 
 
 def config_problems(config: ClusterConfig) -> list[str]:
     """Every mistake in a configuration whose names and types are right."""
-    checks = (_name, _place, _machines, _storage, _addresses, _lifecycle_script, _arns, _tags, _budget)
+    checks = (
+        _name,
+        _place,
+        _machines,
+        _storage,
+        _addresses,
+        _lifecycle_script,
+        _arns,
+        _tags,
+        _budget,
+        _users,
+    )
     return [line for check in checks for line in check(config)]
 
 
@@ -69,7 +87,8 @@ def _regions() -> list[str]:
 
 def _machines(config: ClusterConfig) -> list[str]:
     problems = []
-    groups = {"controller": config.controller, "login": config.login, "workers": config.workers}
+    groups = {"controller": config.controller, "login": config.login}
+    groups |= {config.field_of(name): group for name, group in config.worker_groups.items()}
     known = {}
     for name, group in groups.items():
         if group is None:
@@ -83,35 +102,43 @@ def _machines(config: ClusterConfig) -> list[str]:
         known[name] = group.instance_type
         if name == "workers" and not instances.has_gpu(group.instance_type):
             problems.append(problem(field, group.instance_type, "has no NVIDIA GPU", "use a g or p type"))
-        if name != "workers" and instances.has_gpu(group.instance_type):
+        if name in ("controller", "login") and instances.has_gpu(group.instance_type):
             wrong = "would pay for GPUs on a node that does not train"
             problems.append(problem(field, group.instance_type, wrong, "use one such as ml.m5.xlarge"))
     if len({instances.is_arm(instance_type) for instance_type in known.values()}) > 1:
         wrong = "mix Arm and x86 processors, which cannot share one Python environment on /fsx"
         remedy = "use types of one processor for all groups"
         problems.append(problem("instance_type of the groups", ", ".join(known.values()), wrong, remedy))
-    return [*problems, *_counts(config)]
+    for name in config.other_workers:
+        # The service model's ClusterInstanceGroupName and ClusterPartitionNames.
+        if not re.fullmatch("[a-zA-Z0-9](-*[a-zA-Z0-9])*", name) or len(name) > 63 or name in TAKEN_NAMES:
+            remedy = f"use letters, digits and hyphens between them, and none of {', '.join(TAKEN_NAMES)}"
+            problems.append(
+                problem("other_workers", name, "cannot be a group's and a partition's name", remedy)
+            )
+    counts = (_counts(config, name, group) for name, group in config.worker_groups.items())
+    return problems + [line for lines in counts for line in lines]
 
 
-def _counts(config: ClusterConfig) -> list[str]:
+def _counts(config: ClusterConfig, name: str, group: Workers) -> list[str]:
     """How many workers; the service model's ClusterInstanceCount begins at 0, a cluster that trains nothing.
 
     `min_count` is described in AWS's page "Continuous provisioning for enhanced cluster operations with
     Slurm", "Minimum capacity requirements (MinCount)": MinCount <= CurrentCount <= TargetCount.
     """
-    count, least = config.workers.count, config.workers.min_count
+    count, least, field = group.count, group.min_count, config.field_of(name)
     problems = []
     if count < 0:
         wrong, remedy = "is not a number of nodes", "write 0 or more; 0 pays for no GPU"
-        problems.append(problem("workers.count", count, wrong, remedy))
+        problems.append(problem(f"{field}.count", count, wrong, remedy))
     if least is None:
         return problems
     if not config.options.continuous_provisioning:
         wrong = "works only with options.continuous_provisioning: true; without it, all workers come or none"
-        problems.append(problem("workers.min_count", least, wrong, "write null"))
+        problems.append(problem(f"{field}.min_count", least, wrong, "write null"))
     elif not 1 <= least <= count:
-        wrong = f"is not between 1 and workers.count = {count}"
-        problems.append(problem("workers.min_count", least, wrong, "correct it, or write null"))
+        wrong = f"is not between 1 and {field}.count = {count}"
+        problems.append(problem(f"{field}.min_count", least, wrong, "correct it, or write null"))
     return problems
 
 
@@ -125,11 +152,19 @@ def _storage(config: ClusterConfig) -> list[str]:
     if throughput not in (125, 250, 500, 1000):
         wrong = "is not a throughput that FSx offers"
         problems.append(problem("fsx.throughput", throughput, wrong, "use 125, 250, 500 or 1000"))
-    disk = config.workers.local_disk_gb
-    if disk is not None and not 1 <= disk <= 16384:  # the service model's ClusterEbsVolumeSizeInGB
-        wrong = "is not a size that EBS offers"
-        remedy = "use 1 to 16384, or null for none"
-        problems.append(problem("workers.local_disk_gb", disk, wrong, remedy))
+    bucket = config.fsx.data_bucket
+    if bucket is not None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+            remedy = "use its name only, as in `aws s3 ls`, without s3:// and folders"
+            problems.append(problem("fsx.data_bucket", bucket, "is not the name of a bucket", remedy))
+        elif bucket.startswith(f"sagemaker-{config.name}-"):
+            wrong = "is the cluster's own bucket, which `delete` empties and removes"
+            problems.append(problem("fsx.data_bucket", bucket, wrong, "use another"))
+    for name, group in config.worker_groups.items():
+        disk = group.local_disk_gb
+        if disk is not None and not 1 <= disk <= 16384:  # the service model's ClusterEbsVolumeSizeInGB
+            field, wrong = f"{config.field_of(name)}.local_disk_gb", "is not a size that EBS offers"
+            problems.append(problem(field, disk, wrong, "use 1 to 16384, or null for none"))
     return problems
 
 
@@ -146,12 +181,18 @@ def _addresses(config: ClusterConfig) -> list[str]:
     if network.overlaps(DOCKER_BRIDGE):
         wrong = f"overlaps {DOCKER_BRIDGE}, which Docker uses on each node"
         return [problem(field, cidr, wrong, "use one such as 10.1.0.0/16")]
-    efa = instances.efa_devices(config.workers.instance_type)
-    each = ADDRESSES_WITHOUT_EFA + (32 if efa is None else efa)
-    most = (network.num_addresses // 2 - RESERVED_ADDRESSES) // each
-    if config.workers.count > most:
-        wrong = f"{cidr} has addresses for {most} such nodes at most"
-        return [problem("workers.count", config.workers.count, wrong, "lower it, or widen options.vpc_cidr")]
+    left = network.num_addresses // 2 - RESERVED_ADDRESSES
+    for name, group in config.worker_groups.items():
+        efa = instances.efa_devices(group.instance_type)
+        if efa is None:
+            efa = 32 if instances.has_gpu(group.instance_type) else 1
+        each = ADDRESSES_WITHOUT_EFA + efa
+        most = max(left, 0) // each
+        if group.count > most:
+            wrong = f"{cidr} has addresses for {most} such nodes at most"
+            remedy = "lower it, or widen options.vpc_cidr"
+            return [problem(f"{config.field_of(name)}.count", group.count, wrong, remedy)]
+        left -= each * group.count
     return []
 
 
@@ -178,7 +219,14 @@ def _lifecycle_script(config: ClusterConfig) -> list[str]:
 def _arns(config: ClusterConfig) -> list[str]:
     problems = []
     forms = {
-        "workers.training_plan_arn": (config.workers.training_plan_arn, "sagemaker", "training-plan/NAME"),
+        **{
+            f"{config.field_of(name)}.training_plan_arn": (
+                group.training_plan_arn,
+                "sagemaker",
+                "training-plan/NAME",
+            )
+            for name, group in config.worker_groups.items()
+        },
         "options.observability_workspace": (config.options.observability_workspace, "aps", "workspace/ws-ID"),
     }
     for field, (arn, service, resource) in forms.items():
@@ -209,4 +257,32 @@ def _budget(config: ClusterConfig) -> list[str]:
         if budget.usd_per_month < 1:
             wrong, remedy = "is not an amount", "write whole USD, such as 500"
             problems.append(problem("budget.usd_per_month", budget.usd_per_month, wrong, remedy))
+    return problems
+
+
+def _users(config: ClusterConfig) -> list[str]:
+    problems, owners = [], {}
+    for name, user in config.users.items():
+        field = f"users.{name}"
+        if not re.fullmatch("[a-z][a-z0-9-]{0,30}", name) or name in (*TAKEN_USERS, *TAKEN_FOLDERS):
+            remedy = (
+                f"use lower-case letters and digits, and none of {', '.join(TAKEN_USERS + TAKEN_FOLDERS)}"
+            )
+            problems.append(
+                problem("users", name, "cannot be the name of a user and a folder in /fsx", remedy)
+            )
+        if user.uid not in USER_IDS:
+            remedy = f"use one from {USER_IDS[0]} to {USER_IDS[-1]}"
+            problems.append(problem(f"{field}.uid", user.uid, "is not a user's number", remedy))
+        elif owners.setdefault(user.uid, name) != name:
+            wrong = f"is the number of {owners[user.uid]}, too, who would own the same files"
+            problems.append(problem(f"{field}.uid", user.uid, wrong, "give each a number of their own"))
+        if not is_public_key(user.key):
+            remedy = "copy the line from ~/.ssh/id_ed25519.pub"
+            problems.append(problem(f"{field}.key", user.key, "is not an SSH public key", remedy))
+    script = config.options.on_init_complete
+    if config.users and (script is None or script.startswith("s3://")):
+        wrong = "makes no users, which a file beside cluster.yaml must do on each new node"
+        remedy = "write on_init_complete.sh, or users: {}"
+        problems.append(problem("options.on_init_complete", script, wrong, remedy))
     return problems

@@ -16,12 +16,17 @@ KEYS = ("id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub")
 _PUBLIC_KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-\S+|sk-\S+) [A-Za-z0-9+/]+=*( [^\n]*)?")
 
 
+def is_public_key(text: str) -> bool:
+    """Whether a text is one line of an SSH public key."""
+    return _PUBLIC_KEY.fullmatch(text.strip()) is not None
+
+
 def find_key(asked: Path | None) -> Path:
     """The user's public key: `asked`, or the usual one. Raises `UserError` if there is none."""
     folder = Path.home() / ".ssh"
     for path in [asked] if asked else [folder / name for name in KEYS]:
         if path.is_file():
-            if not _PUBLIC_KEY.fullmatch(path.read_text(encoding="utf-8", errors="replace").strip()):
+            if not is_public_key(path.read_text(encoding="utf-8", errors="replace")):
                 raise UserError(f"{path}: is not an SSH public key; give the file that ends in .pub")
             return path
     if asked:

@@ -17,7 +17,8 @@ USABLE = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMP
 DEAD = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED")
 CREATE_MINUTES = 60
 # Can be changed without touching network or data; with the value that means "none", as in a stack of before.
-CHANGEABLE = {"ObservabilityWorkspaceArn": "", "BudgetEmail": "", "BudgetUsd": "0"}
+CHANGEABLE = {"ObservabilityWorkspaceArn": "", "BudgetEmail": "", "BudgetUsd": "0", "DataBucket": ""}
+USERS_FILE = "users.txt"
 LEGACY_TOPOLOGY = "provisioning_parameters.json"
 
 
@@ -83,6 +84,7 @@ def parameters(config: ClusterConfig) -> dict[str, str]:
         "FsxSizeGb": str(config.fsx.size_gb),
         "FsxThroughput": str(config.fsx.throughput),
         "ObservabilityWorkspaceArn": config.options.observability_workspace or "",
+        "DataBucket": config.fsx.data_bucket or "",
         "BudgetEmail": config.budget.email if config.budget else "",
         "BudgetUsd": str(config.budget.usd_per_month if config.budget else 0),
     }
@@ -102,7 +104,8 @@ def upload_script(aws: Aws, config: ClusterConfig, bucket: str) -> None:
     s3 = aws.client("s3")
     if not script.startswith("s3://"):
         s3.put_object(Bucket=bucket_name, Key=f"{prefix}/{name}", Body=(config.folder / script).read_bytes())
-        print(f"uploaded {script} to {folder}/{name}")
+        s3.put_object(Bucket=bucket_name, Key=f"{prefix}/{USERS_FILE}", Body=users_file(config).encode())
+        print(f"uploaded {script} to {folder}/{name}, and {len(config.users)} users beside it")
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket_name, Prefix=f"{prefix}/")
     keys = {item["Key"].removeprefix(f"{prefix}/") for page in pages for item in page.get("Contents", [])}
     if name not in keys:
@@ -112,6 +115,11 @@ def upload_script(aws: Aws, config: ClusterConfig, bucket: str) -> None:
             f"{folder}/{LEGACY_TOPOLOGY}: this cluster must not have the legacy topology file; "
             f"remove it with: aws s3 rm {folder}/{LEGACY_TOPOLOGY}"
         )
+
+
+def users_file(config: ClusterConfig) -> str:
+    """What on_init_complete.sh reads on each new node: a name, a number and a key on each line."""
+    return "".join(f"{name} {user.uid} {user.key.strip()}\n" for name, user in config.users.items())
 
 
 def delete_stack(aws: Aws, name: str) -> None:

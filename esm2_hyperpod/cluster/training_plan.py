@@ -5,25 +5,31 @@ import datetime
 from botocore.exceptions import ClientError
 
 from esm2_hyperpod.cluster.aws import Aws
-from esm2_hyperpod.cluster.config import ClusterConfig
+from esm2_hyperpod.cluster.config import ClusterConfig, Workers
 from esm2_hyperpod.errors import problem
 
-FIELD = "workers.training_plan_arn"
 # API reference, TrainingPlanOffering: a plan serves only the kind of resource it was bought for.
 TARGET = "hyperpod-cluster"
 
 
-def training_plan_problems(aws: Aws, config: ClusterConfig, in_use: int = 0) -> list[str]:
-    """One line for each reason why the plan cannot serve the workers; prints when it begins and ends.
+def training_plan_problems(aws: Aws, config: ClusterConfig, there: dict[str, int]) -> list[str]:
+    """One line for each reason why a plan cannot serve its workers; prints when each begins and ends.
 
-    `in_use` is how many of its nodes this cluster has already.
+    `there` is how many nodes each group has already.
     """
-    workers, arn = config.workers, config.workers.training_plan_arn
-    if arn is None:
-        return []
+    return [
+        line
+        for name, group in config.worker_groups.items()
+        if group.training_plan_arn
+        for line in _problems(aws, config, config.field_of(name), group, there.get(name, 0))
+    ]
+
+
+def _problems(aws: Aws, config: ClusterConfig, field: str, workers: Workers, in_use: int) -> list[str]:
+    arn = workers.training_plan_arn
 
     def wrong(text: str, remedy: str) -> str:
-        return problem(FIELD, arn.rpartition("/")[2], text, remedy)
+        return problem(f"{field}.training_plan_arn", arn.rpartition("/")[2], text, remedy)
 
     another = "choose another plan: aws sagemaker list-training-plans"
     try:
@@ -51,12 +57,12 @@ def training_plan_problems(aws: Aws, config: ClusterConfig, in_use: int = 0) -> 
     ours = [capacity for capacity in capacities if capacity["InstanceType"] == workers.instance_type]
     if capacities and not ours:
         has = f"reserves {', '.join(kinds)}, not {workers.instance_type}"
-        problems.append(wrong(has, f"set workers.instance_type: {kinds[0]}"))
+        problems.append(wrong(has, f"set {field}.instance_type: {kinds[0]}"))
     zones = sorted({capacity["AvailabilityZone"] for capacity in ours if "AvailabilityZone" in capacity})
     if zones and config.availability_zone not in zones:
         problems.append(wrong(f"is in {', '.join(zones)}", f"set availability_zone: {zones[0]}"))
     free = plan.get("AvailableInstanceCount")
     if free is not None and ours and free + in_use < workers.count:
         has = f"has {free + in_use} nodes for this cluster, {workers.count} are asked for"
-        problems.append(wrong(has, f"set workers.count: {free + in_use}"))
+        problems.append(wrong(has, f"set {field}.count: {free + in_use}"))
     return problems

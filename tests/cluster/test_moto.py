@@ -10,6 +10,7 @@ import sys
 import urllib.request
 from types import SimpleNamespace
 
+import boto3
 import pytest
 import yaml
 from botocore.client import BaseClient
@@ -117,6 +118,8 @@ def test_create_makes_the_cluster_with_what_the_stack_made(aws_with_cluster, hyp
         script = cluster_moto.client("s3", aws_with_cluster).get_object(
             Bucket=bucket, Key=f"{key}/on_init_complete.sh"
         )
+        users = cluster_moto.client("s3", aws_with_cluster).get_object(Bucket=bucket, Key=f"{key}/users.txt")
+        assert users["Body"].read() == b""
         assert script["Body"].read() == (CONFIG.parent / "on_init_complete.sh").read_bytes()
 
 
@@ -274,6 +277,32 @@ def test_create_goes_on_where_it_was_interrupted_and_twice_is_once(aws_with_clus
     assert stack["StackId"] == same["StackId"] and clusters(aws_with_cluster) == ["esm2"]
 
 
+def test_a_second_group_is_made_and_scaled_by_its_name(aws, hyperpod, tmp_path):
+    config = yaml.safe_load(CONFIG.read_text())
+    config["other_workers"] = {"cpu": {"instance_type": "ml.c5.9xlarge", "count": 1}}
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "on_init_complete.sh").write_text("#!/bin/bash\n")
+    cluster_moto.QUOTAS["ml.c5.9xlarge for cluster usage"] = 2.0
+    ours = ["--config", tmp_path / "cluster.yaml"]
+    hyperpod("create", "--yes", *ours)
+    output = hyperpod("scale", "--group", "cpu", "--count", "0", *ours).out
+    assert "none of cpu bills; " in output and "scale --group cpu --count 1" in output
+    assert "the cluster needs 3" in hyperpod("scale", "--group", "cpu", "--count", "3", *ours, code=1).error
+    groups = cluster_moto.client("sagemaker", aws).describe_cluster(ClusterName="esm2")["InstanceGroups"]
+    assert {g["InstanceGroupName"]: g["TargetCount"] for g in groups} == {
+        "controller": 1,
+        "workers": 2,
+        "cpu": 0,
+    }
+    again = hyperpod("create", "--yes", *ours).out
+    assert (
+        "it has 0 cpu, cluster.yaml asks for 1; change it with: hyperpod.py scale --group cpu --count 1"
+        in again
+    )
+    wrong = hyperpod("scale", "--group", "gpu", "--count", "1", *ours, code=1).error
+    assert "--group gpu: cluster.yaml has workers, cpu" in wrong
+
+
 def test_nothing_is_made_without_a_yes_nor_in_a_dry_run(aws, hyperpod):
     assert "add --yes to continue" in hyperpod("create", code=1).error
     assert "cluster esm2: would be made" in hyperpod("create", "--dry_run").out
@@ -287,6 +316,26 @@ def test_nothing_is_removed_or_changed_without_a_yes_nor_in_a_dry_run(aws_with_c
     assert "would change cluster esm2 from 2 to 3" in hyperpod("scale", "--count", "3", "--dry_run").out
     assert "exists, would be kept" in hyperpod("create", "--dry_run").out
     assert clusters(aws_with_cluster) == ["esm2"] and stacks(aws_with_cluster) == ["esm2-hyperpod"]
+
+
+def test_check_and_update_ask_first_and_say_what_they_would_do(aws_with_cluster, hyperpod, monkeypatch):
+    would = hyperpod("check", "--dry_run").out
+    assert would == "would start a check that stresses GPUs and network of workers-0, workers-1\n"
+    assert "network of workers-1\n" in hyperpod("check", "--dry_run", "--node", "workers-1").out
+    wrong = hyperpod("check", "--node", "i-0", code=1).error
+    assert "i-0: no such running node in group workers; running nodes: controller controller-0, " in wrong
+    assert "no such running node in group gpu" in hyperpod("check", "--group", "gpu", code=1).error
+    for command, warning in (("check", "Jobs there would fail"), ("update", "WIPES THEIR ROOT DISKS")):
+        refused = hyperpod(command, code=1).error
+        assert warning in refused and "add --yes to continue" in refused
+    summary = ClusterNode.summary
+    old = {"ImageVersionStatus": "SecurityUpdateRequired"}
+    monkeypatch.setattr(
+        ClusterNode, "summary", lambda n: summary(n) | (old if "worker" in n.instance_id else {})
+    )
+    assert "2 of 3 nodes have an old image; would give all" in hyperpod("update", "--dry_run").out
+    there = hyperpod("status").out
+    assert there.count("Running, image: SecurityUpdateRequired (hyperpod.py update)") == 2
 
 
 def test_scaling_beyond_the_quota_or_below_nothing_is_refused(aws_with_cluster, hyperpod):
@@ -331,6 +380,21 @@ def test_quotas_are_those_that_others_have_left(aws, hyperpod, monkeypatch, tmp_
         assert line in result.error
     assert result.error.count("quota '") == 4 and stacks(aws) == []
     assert len(ec2.describe_vpcs()["Vpcs"]) == 1
+
+
+def test_the_data_bucket_must_be_there_in_the_region(aws, hyperpod, tmp_path):
+    ireland = boto3.Session("testing", "testing", region_name="eu-west-1").client("s3", endpoint_url=aws)
+    ireland.create_bucket(Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    config = yaml.safe_load(CONFIG.read_text())
+    config["options"]["on_init_complete"] = None
+    for bucket, wrong in (
+        ("none-such", "there is no such bucket; name another, or make it with: aws s3 mb s3://none-such"),
+        ("far-away", "is in eu-west-1, not in us-west-2"),
+    ):
+        config["fsx"]["data_bucket"] = bucket
+        (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
+        error = hyperpod("create", "--yes", "--config", tmp_path / "cluster.yaml", code=1).error
+        assert f"fsx.data_bucket = '{bucket}': {wrong}" in error and stacks(aws) == []
 
 
 def test_a_zone_without_the_machines_is_refused_with_the_zones_that_have_them(aws, hyperpod, tmp_path):
@@ -440,6 +504,7 @@ def test_a_life_interrupted_at_every_call_makes_nothing_twice_and_leaves_nothing
     assert [a for a in sorted(asked) if not any(fnmatch.fnmatch(a, pattern) for pattern in patterns)] == []
 
 
+CONFIRMED = ("create", "check", "update", "delete")
 # The other lines of the page, and the test that runs them.
 ELSEWHERE = {
     "python -m pip install -r cluster_setup/requirements.txt": "run_tests.sh installs from it",
@@ -452,6 +517,7 @@ ELSEWHERE = {
     "CONTAINER_IMAGE=/fsx/ubuntu/esm2-hyperpod.sqsh python3 cluster_setup/doctor.py": "test_doctor.py",
     "python3 0.download_data.py": "tests/download",
     **dict.fromkeys(ssh.uses("esm2"), "printed by connect --ssh_config, compared below"),
+    "srun --partition=cpu --nodes=1 --exclusive .venv/bin/python 1.tokenize_uniref_csv.py": "step 1",
     'sudo scontrol update node=ip-10-1-2-3 state=fail reason="Action:Replace"': "tests/jobs/test_survival.py",
 }
 
@@ -477,9 +543,9 @@ def test_the_page_line_by_line(aws, hyperpod, tmp_path):
             printed = hyperpod(*words).error
             assert [use.strip() for use in printed.splitlines()] == ssh.uses("esm2")
             continue
-        hyperpod(*words, *["--yes"] * (words[0] in ("create", "delete") and "--dry_run" not in words))
+        hyperpod(*words, *["--yes"] * (words[0] in CONFIRMED and "--dry_run" not in words))
         walked.append(words[0])
-    assert set(walked) == {"plan", "create", "status", "connect", "scale", "delete"}
+    assert set(walked) == {"plan", "create", "status", "connect", "scale", "check", "update", "delete"}
     assert set(ELSEWHERE) <= set(lines)  # and no line of the list has left the page
 
 

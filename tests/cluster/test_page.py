@@ -3,13 +3,18 @@
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.commands import ROOT, run
+
+from esm2_hyperpod.cluster.config import User
+from esm2_hyperpod.cluster.stack import users_file
 
 SETUP = ROOT / "cluster_setup"
 PAGE = (SETUP / "README.md").read_text()
@@ -46,7 +51,9 @@ def test_the_table_of_commands_is_what_help_says(parse, capsys):
 
 def test_every_command_line_of_the_page_is_accepted(parse):
     lines = re.findall(r"^python cluster_setup/hyperpod\.py (.*?)(?: >> .*)?$", CODE, re.M)
-    assert {line.split()[0] for line in lines} == {"plan", "create", "status", "connect", "scale", "delete"}
+    assert {line.split()[0] for line in lines} == {
+        "plan", "create", "status", "connect", "scale", "check", "update", "delete"
+    }  # fmt: skip
     for line in lines:
         assert parse(*line.split()).command == line.split()[0]
 
@@ -81,12 +88,15 @@ def on_path(tmp_path, **commands):
     return f"{folder}:{os.environ['PATH']}"
 
 
-def set_up_node(tmp_path, mounted):
-    path = on_path(tmp_path, systemctl=f'echo "$*" > {tmp_path}/systemctl', mountpoint=f"exit {1 - mounted}")
-    (tmp_path / "fsx").mkdir(exist_ok=True)
+def set_up_node(tmp_path, mounted, **stubs):
+    path = on_path(
+        tmp_path, **stubs, systemctl=f'echo "$*" > {tmp_path}/systemctl', mountpoint=f"exit {1 - mounted}"
+    )
+    (tmp_path / "fsx" / "runs").mkdir(parents=True, exist_ok=True)  # as FSx makes it for a data bucket
     user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
     places = {"ETC": f"{tmp_path}/etc", "FSX": f"{tmp_path}/fsx", "NODE_USER": user, "PATH": path}
-    result = run("bash", SETUP / "on_init_complete.sh", **places)
+    script = tmp_path / "on_init_complete.sh"
+    result = run("bash", script if script.exists() else SETUP / "on_init_complete.sh", **places)
     return result.stderr, tmp_path / "fsx" / user
 
 
@@ -98,6 +108,43 @@ def test_the_nodes_set_up_keeps_shared_memory_and_makes_the_users_folder_however
         assert (tmp_path / "systemctl").read_text() == "restart systemd-logind\n"
         folder.chmod(0o700)  # as the image may have made it; the second run leaves it so
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_exporters_beside_the_script_are_started_by_it_and_their_failure_is_said(tmp_path):
+    shutil.copy(SETUP / "on_init_complete.sh", tmp_path)
+    setup = tmp_path / "observability" / "setup_observability.sh"
+    setup.parent.mkdir()
+    setup.write_text(f"touch {tmp_path}/started\n")
+    warnings, folder = set_up_node(tmp_path, mounted=True)
+    assert warnings == "" and (tmp_path / "started").exists() and folder.is_dir()
+    setup.write_text("exit 3\n")
+    warnings, _ = set_up_node(tmp_path, mounted=True)
+    assert "the exporters were not started" in warnings
+
+
+def test_users_get_accounts_and_homes_on_each_new_node_once(tmp_path):
+    """One has an account already, as after the first run; one does not; a changed number is refused."""
+    me, number = subprocess.run(["id", "-un"], capture_output=True, text=True).stdout.strip(), os.getuid()
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAItiny+key/xyz"
+    people = {name: User(number, f"{key} {name}'s laptop") for name in (me, "nobody-yet")}
+    text = users_file(SimpleNamespace(users=people))
+    (tmp_path / "users.txt").write_text(text)
+    shutil.copy(SETUP / "on_init_complete.sh", tmp_path)
+    for _ in range(2):
+        warnings, _ = set_up_node(tmp_path, mounted=True, useradd=f'echo "$*" >> {tmp_path}/useradd')
+        assert warnings == ""
+        for name, user in people.items():
+            home = tmp_path / "fsx" / name
+            assert (home / ".ssh" / "authorized_keys").read_text() == f"{user.key}\n"
+            assert (home / ".ssh").stat().st_mode & 0o777 == 0o700
+    made = (tmp_path / "useradd").read_text().splitlines()
+    account = (
+        f"--uid {number} --home-dir {tmp_path}/fsx/nobody-yet --no-create-home --shell /bin/bash nobody-yet"
+    )
+    assert made == [account] * 2  # the stub makes no account
+    (tmp_path / "users.txt").write_text(f"{me} 59999 {key}\n")
+    warnings, _ = set_up_node(tmp_path, mounted=True)
+    assert f"{me} has the number {number} here, not 59999" in warnings
 
 
 def test_who_logs_in_submits_to_the_workers_unless_told_otherwise(tmp_path):

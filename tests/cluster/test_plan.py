@@ -50,6 +50,7 @@ def mistakes(path):
     return [line.strip() for line in lines]
 
 
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAItiny+key/xyz alice"
 PLAN_ARN = "arn:aws:sagemaker:us-east-1:123456789012:training-plan/p5-plan-of-ours"
 PLANTED = [
     ({"name": "ESM2"}, "name", "lower-case"),
@@ -84,8 +85,23 @@ PLANTED = [
     ({"workers.training_plan_arn": PLAN_ARN}, "workers.training_plan_arn", "sagemaker:us-west-2"),
     ({"workers.cuont": 4}, "workers.cuont", "did you mean 'count'?"),
     ({"worker": {}}, "worker", "did you mean 'workers'?"),
+    ({"other_workers": {"cpu": {"instance_typ": "x"}}}, "other_workers.cpu.instance_typ", "did you mean"),
+    ({"other_workers": {"cpu": {"instance_type": "ml.c5.9xlrge"}}}, "other_workers.cpu.instance_type",
+     "did you mean ml.c5.9xlarge?"),
+    ({"other_workers": {"cpu": {"count": -1}}}, "other_workers.cpu.count", "write 0 or more"),
+    ({"other_workers": {"cpu": {"local_disk_gb": 0}}}, "other_workers.cpu.local_disk_gb", "use 1 to 16384"),
+    ({"other_workers": {"cpu": {"count": 1, "min_count": 2}}}, "other_workers.cpu.min_count", "not between"),
+    ({"other_workers": {"cpu": {"count": 17000}}}, "other_workers.cpu.count", "lower it"),
+    ({"other_workers": {"cpu": {"training_plan_arn": PLAN_ARN}}}, "other_workers.cpu.training_plan_arn",
+     "sagemaker:us-west-2"),
+    ({"other_workers": {"dev": {}}}, "other_workers", "none of controller, login, workers, train, dev"),
+    ({"other_workers": {"a_b": {}}}, "other_workers", "letters, digits and hyphens"),
+    ({"other_workers": [1]}, "other_workers", "write {} for none"),
+    ({"other_workers": {"arm": {"instance_type": "ml.c7g.large"}}}, "instance_type of the groups", "one"),
     ({"fsx.size_gb": 1000}, "fsx.size_gb", "the next size up is 1200"),
     ({"fsx.size_gb": 3600}, "fsx.size_gb", "the next size up is 4800"),
+    ({"fsx.data_bucket": "s3://ours/data"}, "fsx.data_bucket", "its name only"),
+    ({"fsx.data_bucket": "sagemaker-esm2-123456789012-us-west-2"}, "fsx.data_bucket", "use another"),
     ({"fsx.throughput": 200}, "fsx.throughput", "use 125, 250, 500 or 1000"),
     ({"options.vpc_cidr": "10.1.0.0"}, "options.vpc_cidr", "10.1.0.0/16"),
     ({"options.vpc_cidr": "10.1.0.1/16"}, "options.vpc_cidr", "host bits set"),
@@ -106,6 +122,16 @@ PLANTED = [
     ({"options.tags": {f"k{n}": "v" for n in range(51)}}, "options.tags", "at most 50"),
     ({"options.tags": {"a;b": "c"}}, "options.tags", "match"),
     ({"options": None}, "options", "must be a mapping"),
+    ({"users": {"Alice": {"uid": 2001, "key": KEY}}}, "users", "lower-case letters"),
+    ({"users": {"ubuntu": {"uid": 2001, "key": KEY}}}, "users", "none of root, ubuntu"),
+    ({"users": {"alice": {"uid": 1000, "key": KEY}}}, "users.alice.uid", "use one from 2001"),
+    ({"users": {"alice": {"uid": 2001, "key": KEY}, "bob": {"uid": 2001, "key": KEY}}}, "users.bob.uid",
+     "a number of their own"),
+    ({"users": {"alice": {"uid": 2001, "key": "secret"}}}, "users.alice.key", "id_ed25519.pub"),
+    ({"users": {"alice": {"uid": 2001, "key": f"{KEY}\n{KEY}"}}}, "users.alice.key", "id_ed25519.pub"),
+    ({"users": {"alice": {"key": KEY}}}, "users.alice.uid", "it has no default"),
+    ({"users": {"alice": {"uid": 2001, "key": KEY}}, "options.on_init_complete": None},
+     "options.on_init_complete", "or users: {}"),
     ({"budget": {"email": "me", "usd_per_month": 5}}, "budget.email", "you@example.org"),
     ({"budget": {"email": "me@here.org", "usd_per_month": 0}}, "budget.usd_per_month", "such as 500"),
     ({"budget": {"email": "me@here.org"}}, "budget.usd_per_month", "it has no default"),
@@ -189,6 +215,20 @@ def test_plan_tells_what_will_exist_and_bill_and_what_it_does_not_know(hyperpod)
     assert "4 of them take 196 GB" in output and "does not fit" not in output
     fsx = checked_config(SETUP / "cluster.yaml").fsx
     assert fsx.size_gb / 1024 * fsx.throughput == pytest.approx(MB_PER_SECOND, abs=1)
+
+
+def test_a_group_of_its_own_for_the_steps_without_gpu(tmp_path, hyperpod):
+    groups = {"cpu": {"instance_type": "ml.c5.9xlarge", "count": 3}}
+    changes = {"other_workers": groups, "options.deep_health_checks": True}
+    path = planted(tmp_path, changes)
+    *_, workers, cpu = json.loads(hyperpod("plan", "--json", "--config", path).out)[G]
+    assert cpu["SlurmConfig"] == {"NodeType": "Compute", "PartitionNames": ["cpu"]}
+    assert workers["SlurmConfig"]["PartitionNames"] == ["train"]
+    assert "OnStartDeepHealthChecks" in workers and "OnStartDeepHealthChecks" not in cpu  # they stress GPUs
+    output = hyperpod("plan", "--config", path).out
+    assert "cpu: 3 x ml.c5.9xlarge, each with no GPU" in output
+    assert "quota 'ml.c5.9xlarge for cluster usage' of 3 or more" in output
+    assert "ml.c5.9xlarge: aws pricing get-products" in output
 
 
 def test_plan_says_where_a_checkpoint_takes_too_long(tmp_path, hyperpod):
@@ -450,11 +490,24 @@ EVERY_OPTION = [
     {"workers.count": 4, "workers.min_count": 4},
     {"workers.local_disk_gb": 500},
     {"workers.training_plan_arn": PLAN_ARN.replace("us-east-1", "us-west-2")},
+    {"other_workers": {"cpu": {"instance_type": "ml.c5.9xlarge", "count": 1}}},
+    {
+        "other_workers": {
+            "big": {
+                "instance_type": "ml.p5.48xlarge",
+                "count": 2,
+                "min_count": 2,
+                "training_plan_arn": PLAN_ARN.replace("us-east-1", "us-west-2"),
+            }
+        }
+    },
     {"controller.instance_type": "ml.c5.xlarge"},
     {"login": {"instance_type": "ml.m5.xlarge"}},
     {"fsx.size_gb": 4800},
     {"fsx.throughput": 1000},
+    {"fsx.data_bucket": "our-proteins"},
     {"budget": {"email": "me@here.org", "usd_per_month": 500}},
+    {"users": {"alice": {"uid": 2001, "key": KEY}}},
     {"options.vpc_cidr": "192.168.0.0/16"},
     {"options.node_recovery": "None"},
     {"options.continuous_provisioning": False},
@@ -473,9 +526,9 @@ def test_plan_prints_a_request_that_aws_takes_for_every_option_in_its_turn(tmp_p
         assert_that_aws_takes(request)
         requests.append(json.dumps(request))
     # Each reaches the request, but for those of the stack.
-    of_the_stack = ("fsx", "budget", "options.vpc_cidr", "options.observability")
+    of_the_stack = ("fsx", "budget", "users", "options.vpc_cidr", "options.observability")
     same = [changes for changes, request in zip(EVERY_OPTION, requests) if request == requests[0]]
-    assert [next(iter(changes), "").startswith(of_the_stack) for changes in same[1:]] == [True] * 5
+    assert [next(iter(changes), "").startswith(of_the_stack) for changes in same[1:]] == [True] * 7
     fields = {field for changes in EVERY_OPTION for field in changes}
     sections = ("workers", "controller", "fsx", "options")
     assert fields == {f for f in SHIPPED if f not in sections} | {
@@ -503,10 +556,15 @@ def changes_to_every_field(draw):
         "workers.local_disk_gb": st.none() | st.integers(1, 16384),
         "budget": st.none() | st.just({"email": "me@here.org", "usd_per_month": 100}),
         "workers.training_plan_arn": st.sampled_from([None, PLAN_ARN.replace("us-east-1", region)]),
+        "other_workers": st.dictionaries(
+            st.sampled_from(["cpu", "big-ones"]),
+            st.fixed_dictionaries({"instance_type": WITHOUT_GPU, "count": st.integers(0, 9)}),
+        ),
         "controller.instance_type": WITHOUT_GPU,
         "login": st.none() | st.fixed_dictionaries({"instance_type": WITHOUT_GPU}),
         "fsx.size_gb": st.just(1200) | st.integers(1, 40).map(lambda n: 2400 * n),
         "fsx.throughput": st.sampled_from([125, 250, 500, 1000]),
+        "fsx.data_bucket": st.sampled_from([None, "our-proteins", "a.b"]),
         "options.vpc_cidr": st.sampled_from(["10.1.0.0/16", "172.31.0.0/16", "192.168.0.0/16"]),
         "options.node_recovery": st.sampled_from(["Automatic", "None"]),
         "options.continuous_provisioning": st.booleans(),
@@ -537,4 +595,5 @@ def test_what_is_accepted_renders_a_request_that_hyperpod_takes(tmp_path_factory
     request = create_cluster_request(config, example_outputs(config))
     assert_that_aws_takes(request)
     kinds = [group["SlurmConfig"]["NodeType"] for group in request[G]]
-    assert kinds == ["Controller", *["Login"] * bool(config.login), "Compute"]
+    compute = ["Compute"] * (1 + len(config.other_workers))
+    assert kinds == ["Controller", *["Login"] * bool(config.login), *compute]

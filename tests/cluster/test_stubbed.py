@@ -9,9 +9,10 @@ from botocore.stub import ANY, Stubber
 from helpers.commands import ROOT
 
 from esm2_hyperpod.cluster import aws as aws_module
-from esm2_hyperpod.cluster import cluster, stack
+from esm2_hyperpod.cluster import cluster, removal, stack
 from esm2_hyperpod.cluster.aws import Aws, readable_errors
 from esm2_hyperpod.cluster.checks import checked_config, preflight
+from esm2_hyperpod.cluster.export import ASSOCIATION, export_runs
 from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
 from esm2_hyperpod.cluster.training_plan import training_plan_problems
 from esm2_hyperpod.errors import UserError
@@ -28,7 +29,7 @@ EVENT = "00000000-0000-0000-0000-000000000001"
 def clients():
     """Made once for all tests: a client reads its service's model, which takes longer than a test."""
     session = boto3.Session("testing", "testing", region_name="us-west-2")
-    services = ("sagemaker", "cloudformation", "ec2", "service-quotas")
+    services = ("sagemaker", "cloudformation", "ec2", "service-quotas", "fsx")
     return {service: session.client(service) for service in services}
 
 
@@ -48,7 +49,7 @@ def aws(monkeypatch, clients):
         stub.assert_no_pending_responses()
 
 
-def queue_cluster(aws, status, workers=(2, 2), message=None, continuous=False):
+def queue_cluster(aws, status, workers=(2, 2), message=None, continuous=False, software=None):
     """Queue the answers to find_cluster: a cluster in `status` with (current, wanted) workers, or none."""
     stub = aws.stubs["sagemaker"]
     summary = {"ClusterArn": ARN, "ClusterName": "esm2", "CreationTime": NOW, "ClusterStatus": status}
@@ -61,6 +62,8 @@ def queue_cluster(aws, status, workers=(2, 2), message=None, continuous=False):
     for group, (current, target) in zip(REQUEST["InstanceGroups"], [(1, 1), workers], strict=True):
         described = {key: value for key, value in group.items() if key != "InstanceCount"}
         groups.append(described | {"CurrentCount": current, "TargetCount": target, "Status": "InService"})
+    for group, state in zip(groups, software or ()):
+        group["SoftwareUpdateStatus"] = state
     answer = {"ClusterArn": ARN, "ClusterName": "esm2", "ClusterStatus": status, "InstanceGroups": groups}
     if message:
         answer["FailureMessage"] = message
@@ -118,7 +121,9 @@ def test_a_minimum_that_aws_did_not_reach_ends_the_wait(aws):
     aws.stubs["sagemaker"].add_response("create_cluster", {"ClusterArn": ARN}, request)
     queue_cluster(aws, "InService", (0, 0))
     queue_nodes(aws, running=0)
-    with pytest.raises(UserError, match=r"min_count = 2 workers in 3 hours.*scale --count N"):
+    with pytest.raises(
+        UserError, match=r"workers\.min_count = 2 nodes in 3 hours.*scale --group workers --count N"
+    ):
         cluster.ensure_cluster(aws, request)
 
 
@@ -214,17 +219,47 @@ def test_scaling_sends_the_group_as_it_is_with_another_count(aws, capsys):
     for status, workers in [("InService", (2, 2)), ("Updating", (3, 5)), ("InService", (5, 5))]:
         queue_cluster(aws, status, workers)  # the first answer is older than the change
         queue_nodes(aws, running=workers[0])
-    cluster.change_workers(aws, "esm2", 5, dry_run=False)
+    cluster.change_workers(aws, "esm2", "workers", 5, dry_run=False)
     assert "InService; running nodes: controller 1/1, workers 5/5" in capsys.readouterr().out
 
 
 def test_scaling_to_what_is_there_or_without_a_cluster_sends_nothing(aws, capsys):
     queue_cluster(aws, "InService", (2, 2))
-    cluster.change_workers(aws, "esm2", 2, dry_run=False)
+    cluster.change_workers(aws, "esm2", "workers", 2, dry_run=False)
     assert "already has 2 workers" in capsys.readouterr().out
     queue_cluster(aws, None)
     with pytest.raises(UserError, match=r"hyperpod\.py create"):
-        cluster.change_workers(aws, "esm2", 3, dry_run=False)
+        cluster.change_workers(aws, "esm2", "workers", 3, dry_run=False)
+
+
+def test_an_update_is_waited_for_group_by_group_and_a_rollback_is_an_error(aws, capsys):
+    """The cluster is InService before the first group begins."""
+    stub = aws.stubs["sagemaker"]
+    stub.add_response("update_cluster_software", {"ClusterArn": ARN}, {"ClusterName": "esm2"})
+    for states in (("Pending", "Pending"), ("Succeeded", "InProgress"), ("Succeeded", "Succeeded")):
+        queue_cluster(aws, "InService", software=states)
+    queue_cluster(aws, "InService")
+    queue_nodes(aws)
+    cluster.update_software(aws, "esm2")
+    assert "controller Succeeded, workers InProgress" in capsys.readouterr().out
+    stub.add_response("update_cluster_software", {"ClusterArn": ARN}, {"ClusterName": "esm2"})
+    queue_cluster(aws, "InService", software=("Succeeded", "RollbackInProgress"))
+    with pytest.raises(UserError, match=r"the update failed \(workers: RollbackInProgress\)"):
+        cluster.update_software(aws, "esm2")
+
+
+def test_a_health_check_of_one_node_has_no_peer_to_connect_to(aws):
+    for nodes, checks in (
+        (["i-00000000000000001"], ["InstanceStress"]),
+        (["i-00000000000000001", "i-00000000000000002"], ["InstanceStress", "InstanceConnectivity"]),
+    ):
+        asked = {"InstanceGroupName": "workers", "InstanceIds": nodes, "DeepHealthChecks": checks}
+        aws.stubs["sagemaker"].add_response(
+            "start_cluster_health_check",
+            {"ClusterArn": ARN},
+            {"ClusterName": "esm2", "DeepHealthCheckConfigurations": [asked]},
+        )
+        cluster.start_health_check(aws, "esm2", "workers", nodes)
 
 
 def test_a_wait_without_end_says_how_to_go_on(aws, monkeypatch):
@@ -320,6 +355,68 @@ def test_what_may_not_be_read_is_said_and_does_not_stop(aws, capsys):
     assert len(quotas) == 4
 
 
+def task(lifecycle, name="task-0123456789abcdef0", **counts):
+    return {"TaskId": name, "Lifecycle": lifecycle, "Type": "EXPORT_TO_REPOSITORY", "CreationTime": NOW,
+            "Status": counts}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        (task("SUCCEEDED", TotalCount=7, SucceededCount=7, FailedCount=0), None),
+        (task("SUCCEEDED", TotalCount=7, SucceededCount=6, FailedCount=1), "1 files failed"),
+        (task("FAILED") | {"FailureDetails": {"Message": "no access"}}, "FAILED: no access"),
+    ],
+)
+def test_runs_are_in_the_bucket_before_the_file_system_is_deleted(aws, capsys, end, error):
+    """An export of before is waited for; then one of our own, since files may have been written after it."""
+    stub, ours, earlier = aws.stubs["fsx"], "task-0123456789abcdef0", "task-00000000000000001"
+    asked = {"Filters": [{"Name": "file-system-id", "Values": ["fs-0123456789abcdef0"]},
+                         {"Name": "task-lifecycle", "Values": ["PENDING", "EXECUTING"]}]}  # fmt: skip
+    tasks = [task("EXECUTING", earlier)]
+    stub.add_response("describe_data_repository_tasks", {"DataRepositoryTasks": tasks}, asked)
+    ended = {"DataRepositoryTasks": [task("SUCCEEDED", earlier)]}
+    stub.add_response("describe_data_repository_tasks", ended, {"TaskIds": [earlier]})
+    request = {"FileSystemId": "fs-0123456789abcdef0", "Type": "EXPORT_TO_REPOSITORY", "Paths": ["runs"],
+               "Report": {"Enabled": False}}  # fmt: skip
+    stub.add_response("create_data_repository_task", {"DataRepositoryTask": task("PENDING")}, request)
+    for state in (task("EXECUTING", TotalCount=7, SucceededCount=3), end):
+        stub.add_response(
+            "describe_data_repository_tasks", {"DataRepositoryTasks": [state]}, {"TaskIds": [ours]}
+        )
+    if error is None:
+        export_runs(aws, "fs-0123456789abcdef0")
+    else:
+        with pytest.raises(UserError, match=rf"{error}.*the file system was not deleted.*--without_export"):
+            export_runs(aws, "fs-0123456789abcdef0")
+    assert "export: EXECUTING, 3 of 7 files" in capsys.readouterr().out
+
+
+def test_delete_exports_once_the_nodes_are_gone_and_stops_if_it_cannot(monkeypatch):
+    done = []
+    for name in ("delete_cluster", "_empty_bucket", "delete_stack"):
+        monkeypatch.setattr(removal, name, lambda *_, name=name: done.append(name))
+    monkeypatch.setattr(removal, "take_inventory", lambda *_: None)
+    resources = {"FileSystem": "fs-0123456789abcdef0", ASSOCIATION: "dra-1", "LifecycleBucket": "b"}
+    found = removal.Inventory(None, {}, resources, [], [])
+    monkeypatch.setattr(removal, "export_runs", lambda aws, name: done.append(f"export {name}"))
+    removal.remove(None, CONFIG, found, keep_stack=False)
+    assert done == ["delete_cluster", "export fs-0123456789abcdef0", "_empty_bucket", "delete_stack"]
+    for options in ({"keep_stack": True}, {"keep_stack": False, "export": False}):
+        done.clear()
+        removal.remove(None, CONFIG, found, **options)
+        assert not [step for step in done if step.startswith("export")]
+
+    def refuse(*_):
+        raise UserError("not all")
+
+    monkeypatch.setattr(removal, "export_runs", refuse)
+    done.clear()
+    with pytest.raises(UserError):
+        removal.remove(None, CONFIG, found, keep_stack=False)
+    assert done == ["delete_cluster"]
+
+
 PLAN = {
     "TrainingPlanArn": "arn:aws:sagemaker:us-west-2:123456789012:training-plan/ours-in-january",
     "TrainingPlanName": "ours-in-january", "Status": "Active", "TargetResources": ["hyperpod-cluster"],
@@ -358,7 +455,7 @@ def test_a_training_plan_is_looked_up_before_anything_is_made(aws, capsys, chang
         stub.add_client_error("describe_training_plan", "ResourceNotFound")
     else:
         stub.add_response("describe_training_plan", PLAN | changes, asked)
-    problems = training_plan_problems(aws, dataclasses.replace(CONFIG, workers=workers))
+    problems = training_plan_problems(aws, dataclasses.replace(CONFIG, workers=workers), {})
     assert [wrong in line for line in problems] == [True] * bool(wrong), problems
     output = capsys.readouterr().out
     if changes == {}:

@@ -15,6 +15,7 @@ from helpers.commands import ROOT
 
 from esm2_hyperpod.cluster.checks import checked_config
 from esm2_hyperpod.cluster.config import Budget
+from esm2_hyperpod.cluster.export import ASSOCIATION
 from esm2_hyperpod.cluster.request import StackOutputs, create_cluster_request, example_outputs
 from esm2_hyperpod.cluster.rules import subnets
 from esm2_hyperpod.cluster.stack import CHANGEABLE, parameters
@@ -159,6 +160,15 @@ def test_the_operators_policy_names_actions_that_exist(statement):
         known = IAM[service]["Actions"]
         assert fnmatch.filter(known, name.lower()), f"{action} is no action"
         assert name != "*"
+
+
+def test_the_data_bucket_is_linked_only_where_there_is_one_and_never_deleted():
+    links = {name: r for name, r in RESOURCES.items() if r["Type"] == "AWS::FSx::DataRepositoryAssociation"}
+    assert set(links) == {"DataFromBucket", ASSOCIATION}
+    assert {r["Condition"] for r in links.values()} == {"HasDataBucket"}
+    assert "AutoExportPolicy" not in links["DataFromBucket"]["Properties"]["S3"]
+    assert links[ASSOCIATION]["Properties"]["S3"] == {"AutoExportPolicy": {"Events": ["NEW", "CHANGED"]}}
+    assert [name for name, r in RESOURCES.items() if r["Type"] == "AWS::S3::Bucket"] == ["LifecycleBucket"]
 
 
 def test_only_sagemaker_may_take_the_role():

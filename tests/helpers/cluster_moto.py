@@ -1,9 +1,9 @@
 """moto's AWS server on loopback, with what it lacks and a HyperPod cluster needs.
 
 moto has no FSx file system in CloudFormation, no ListServiceQuotas (here a table the tests set), no
-UpdateCluster, no default for ThreadsPerCore, does not know that continuous provisioning takes no
-SlurmConfigStrategy, and cannot delete a stack's NAT gateway, its address, nor its route tables, without which
-the VPC stays.
+UpdateCluster, UpdateClusterSoftware and StartClusterHealthCheck, no default for ThreadsPerCore, does not know
+that continuous provisioning takes no SlurmConfigStrategy, and cannot delete a stack's NAT gateway, its
+address, nor its route tables, without which the VPC stays.
 """
 
 import functools
@@ -149,6 +149,17 @@ def _update_cluster(self):
     return ActionResult({"ClusterArn": cluster.arn})
 
 
+def _start_cluster_health_check(self):
+    return ActionResult({"ClusterArn": self.sagemaker_backend.clusters[self._get_param("ClusterName")].arn})
+
+
+def _update_cluster_software(self):
+    cluster = self.sagemaker_backend.clusters[self._get_param("ClusterName")]
+    for group in cluster.instance_groups:
+        group["SoftwareUpdateStatus"] = "Succeeded"
+    return ActionResult({"ClusterArn": cluster.arn})
+
+
 def _delete_nat_gateway(self, account_id, region):
     self.ec2_backend.delete_nat_gateway(self.id)
 
@@ -176,6 +187,8 @@ def start_server() -> tuple[ThreadedMotoServer, str]:
     SageMakerModelBackend.create_cluster = _create_cluster
     SageMakerResponse.create_cluster = _create_cluster_as_aws
     SageMakerResponse.update_cluster = _update_cluster
+    SageMakerResponse.start_cluster_health_check = _start_cluster_health_check
+    SageMakerResponse.update_cluster_software = _update_cluster_software
     NatGateway.delete = _delete_nat_gateway
     ElasticAddress.delete = _delete_address
     RouteTable.delete = _delete_route_table

@@ -373,14 +373,30 @@ def test_finetuning(slurm, finetuning, fault):
 
 
 @on_demand
-@pytest.mark.parametrize("fault", ["process", "node"])
-def test_fault_drill(slurm, undisturbed, fault):
+@pytest.mark.parametrize("fault", ["process", "node", "gpu"])
+def test_fault_drill(slurm, undisturbed, fault, tmp_path):
+    """dcgmi is a stub that does what HyperPod's health agent does when DCGM reports an error."""
+    mark = "scontrol update nodename=$SLURMD_NODENAME state=fail reason=Action:Replace"
+    (tmp_path / "dcgmi").write_text(f'#!/bin/sh\necho "$*" >{tmp_path}/asked; {mark}\n')
+    (tmp_path / "dcgmi").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
     output = slurm.fsx / f"drill-{fault}"
     job = submit(slurm, "ddp", output)
     slurm.until_step(output, 5, job)
-    drill = run("bash", "cluster_setup/fault_drill.sh", fault, job, output, **slurm.environment())
+    words = ["bash", "cluster_setup/fault_drill.sh", fault, job, output]
+    if fault == "gpu":
+        asked = run(*words, check=False, **slurm.environment(PATH=path))  # nobody types yes
+        assert asked.returncode == 1 and "stopped; nothing was broken" in asked.stderr
+        assert "replace node2: 20 to 30 minutes" in asked.stdout and not (tmp_path / "asked").exists()
+        words.append("--yes")
+    drill = run(*words, **slurm.environment(PATH=path))
     assert "node2" in drill.stdout and "time lost: " in drill.stdout
+    print(f"\n| fault_drill.sh {fault} | {drill.stdout.splitlines()[-1]} |")
     assert slurm.wait(job) == "COMPLETED", slurm.log(job)
+    if fault == "gpu":
+        assert (tmp_path / "asked").read_text() == "test --inject --gpuid 0 -f 319 -v 4\n"
+        assert slurm.field(job, "Restarts") == "1"
+        slurm.run("scontrol", "update", "nodename=node2", "state=resume")
     assert logged_losses(output) == undisturbed("ddp")
     assert slurm.run("sinfo", "-hn", "node2", "-o", "%t").strip() == "idle"
 
