@@ -54,7 +54,6 @@ def parse_arguments() -> argparse.Namespace:
     connect.add_argument(
         "--ssh_config",
         "--ssh-config",
-        "--ssh-config",
         action="store_true",
         help="print an SSH host entry for the node instead",
     )
