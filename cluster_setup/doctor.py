@@ -122,7 +122,7 @@ def check_devices(name: str, node: dict) -> list[Finding]:
 
 def check_slurm() -> list[Finding]:
     """Settings of the cluster that make jobs fail or not resume, and nodes that are out of service."""
-    result = command("scontrol", "show", "config", timeout=60)
+    result = command("scontrol", "show", "config", timeout=15)
     if result.returncode:
         remedy = "start slurmctld, or set SLURM_CONF to the right file"
         return [wrong(f"Slurm does not answer ({last_line(result.stderr)})", remedy)]

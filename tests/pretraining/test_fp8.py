@@ -45,7 +45,11 @@ def test_it_trains_nearly_alike_and_leaves_a_plain_model(tokenized, undisturbed,
 
 @pytest.mark.parametrize(
     "fsdp, flags",
-    [(False, ()), (True, ()), pytest.param(True, ("--torch_compile", "true"), marks=on_demand)],
+    [
+        (False, ()),
+        pytest.param(True, (), marks=on_demand),
+        pytest.param(True, ("--torch_compile", "true"), marks=on_demand),
+    ],
 )
 def test_losses_do_not_depend_on_the_processes(tokenized, alone, torchao, tmp_path, fsdp, flags):
     """Rounding can turn a value to the next of the few that FP8 has. The FSDP run is interrupted."""
