@@ -18,6 +18,6 @@ if [ $# = 0 ]; then
   "$VENV/bin/ruff" format --check --quiet .
   "$VENV/bin/lint-imports" --no-logo --no-cache
   git ls-files '*.sh' .ci/run | xargs "$VENV/bin/shellcheck" -x
-  set -- --numprocesses=4 --dist=loadfile --no-loadscope-reorder
+  set -- --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 fi
 "$VENV/bin/python" -m pytest "$@"

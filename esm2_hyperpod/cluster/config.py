@@ -193,9 +193,10 @@ def _value(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
         kind = typing.get_args(hint)[1]
         return {key: _section(kind, item, f"{name}.{key}.", problems) for key, item in value.items()}
     if typing.get_origin(hint) is dict:
-        pairs = value.items() if isinstance(value, dict) else [(value, value)]
+        pairs = value.items() if isinstance(value, dict) else [(value, None)]
         if not all(isinstance(key, str) and isinstance(item, str) for key, item in pairs):
             problems.append(problem(name, value, "must map words to words", "put quotes around each value"))
+            return {}
         return value
     if type(value) is not hint:  # not isinstance: True is an int to Python, never to a reader
         wanted = {

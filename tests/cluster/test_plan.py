@@ -119,6 +119,7 @@ PLANTED = [
     ({"options.observability_workspace": "ws-1"}, "options.observability_workspace", "arn:aws:aps:us-west-2"),
     ({"options.tags": {"aws:x": "y"}}, "options.tags.aws:x", "rename the tag"),
     ({"options.tags": {"cost": 7}}, "options.tags", "put quotes around each value"),
+    ({"options.tags": "cost"}, "options.tags", "must map words to words"),
     ({"options.tags": {f"k{n}": "v" for n in range(51)}}, "options.tags", "at most 50"),
     ({"options.tags": {"a;b": "c"}}, "options.tags", "match"),
     ({"options": None}, "options", "must be a mapping"),
