@@ -79,7 +79,8 @@ def kill_all(process: subprocess.Popen) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("fsdp", [False, True])
+# DDP on demand: test_survival, where a node is lost, compares every digit, too.
+@pytest.mark.parametrize("fsdp", [pytest.param(False, marks=on_demand), True])
 def test_killed_and_started_again_repeats_every_digit(tokenized, undisturbed_by, tmp_path, fsdp):
     process = start(tokenized, tmp_path, fsdp=fsdp)
     wait_for_step(process, tmp_path, 4)
