@@ -15,7 +15,7 @@ from esm2_hyperpod.pretraining import memory, sharding
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
 from esm2_hyperpod.sizes import SIZES, Size
 
-TOKENS = 2048
+TOKENS = 512
 
 
 class LikeTheKernel(torch.autograd.Function):
