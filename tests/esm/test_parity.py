@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import EsmForMaskedLM
 
 from esm2_hyperpod.alphabet import AMINO_ACIDS, EOS, MASK, TOKENS, build_tokenizer, encode
+from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.esm import packed
 from esm2_hyperpod.esm.model import build_config
 from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, masked_lm_loss
@@ -152,6 +153,14 @@ def test_the_cuda_kernel_is_given_what_its_signature_asks(monkeypatch):
     borders = torch.tensor([0, 12, 13, 30, 30], dtype=torch.int32)
     by_kernel = packed._by_kernel(query, key, value, borders, 17)
     torch.testing.assert_close(by_kernel, packed._one_by_one(query, key, value, borders))
+
+
+@pytest.mark.parametrize("name", ["attention_probs_dropout_prob", "hidden_dropout_prob"])
+def test_a_model_with_dropout_is_refused(name):
+    config = build_config("tiny")
+    setattr(config, name, 0.1)
+    with pytest.raises(UserError, match=f"{name} 0.1: packing has no dropout"):
+        PackedEsmForMaskedLM(config)
 
 
 def test_a_compiled_layer_with_the_cuda_kernel_is_one_graph(monkeypatch):
