@@ -39,7 +39,7 @@ from esm2_hyperpod.training.throughput import device_name  # noqa: E402
 
 SMALL = 1_000
 TURNS = 5
-BF16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+BF16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def main() -> None:
