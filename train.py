@@ -73,12 +73,12 @@ def pretrain(args: PretrainingArguments) -> int | None:
         return None
 
     set_seed(args.seed)
-    model, weights = build_model(args)
+    model, shards = build_model(args)
     stop = StopRequests(output_dir, args.max_minutes, args.save_minutes)
     callbacks = [SaySharding(), stop, StopAfter(args.last_step)]
     if args.early_stopping_patience is not None:
         callbacks.append(StopWhenStale(args.early_stopping_patience * args.eval_steps))
-    trainer = PretrainingTrainer(model, args, train, validation, entropy, callbacks, weights)
+    trainer = PretrainingTrainer(model, args, train, validation, entropy, callbacks, shards)
     checkpoint = trainer.resume_point()
     if is_main:
         start = facts(args, manifest["synthetic"], "datasets", torch_compile=args.compile_layers)

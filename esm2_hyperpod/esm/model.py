@@ -13,29 +13,52 @@ from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.sizes import SIZES, Size
 
 FINAL_MODEL = "final_model"
+_SHAPE = "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"
 
 
-def build_config(model_size: str) -> EsmConfig:
-    """The configuration of facebook/esm2_* at one of `SIZES`. Raises `UserError` for another name."""
-    if model_size not in SIZES:
-        raise UserError(f"--model_size {model_size}: not one of {', '.join(SIZES)}")
-    size = SIZES[model_size]
-    return EsmConfig(
-        vocab_size=len(TOKENS),
-        pad_token_id=PAD,
-        mask_token_id=MASK,
-        num_hidden_layers=size.layers,
-        hidden_size=size.width,
-        num_attention_heads=size.heads,
-        intermediate_size=4 * size.width,
-        max_position_embeddings=1026,
-        position_embedding_type="rotary",
-        layer_norm_eps=1e-5,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        emb_layer_norm_before=False,
-        token_dropout=True,
-    )
+def build_config(model_size: str, config_name: str | None = None, **shape: int | None) -> EsmConfig:
+    """The configuration of facebook/esm2_* at one of `SIZES`, or that of a folder or hub model.
+
+    Args:
+        shape: `num_hidden_layers`, `hidden_size`, `num_attention_heads`, `intermediate_size`, where given in
+            place of what the size has.
+
+    Raises `UserError` for a size or a shape that is none.
+    """
+    shape = {name: value for name, value in shape.items() if value is not None}
+    if config_name:
+        check_model_folder(config_name)
+        config = EsmConfig.from_pretrained(config_name)
+        if config.model_type != "esm" or config.vocab_size != len(TOKENS):
+            raise UserError(
+                f"{config_name}: not an ESM-2 model ({config.model_type}, {config.vocab_size} tokens)"
+            )
+        shape = {name: getattr(config, name) for name in _SHAPE} | shape
+    else:
+        if model_size not in SIZES:
+            raise UserError(f"--model_size {model_size}: not one of {', '.join(SIZES)}")
+        size = SIZES[model_size]
+        shape = dict(zip(_SHAPE, (size.layers, size.width, size.heads))) | shape
+        shape = {"intermediate_size": 4 * shape["hidden_size"]} | shape
+        config = EsmConfig(
+            vocab_size=len(TOKENS),
+            pad_token_id=PAD,
+            mask_token_id=MASK,
+            max_position_embeddings=1026,
+            position_embedding_type="rotary",
+            layer_norm_eps=1e-5,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            emb_layer_norm_before=False,
+            token_dropout=True,
+        )
+    if min(shape.values()) < 1 or shape["hidden_size"] % (2 * shape["num_attention_heads"]):
+        raise UserError(
+            f"--hidden_size {shape['hidden_size']} --num_attention_heads {shape['num_attention_heads']}: the "
+            "width must be an even multiple of the heads (rotary positions turn pairs)"
+        )
+    config.update(shape)
+    return config
 
 
 def check_model_folder(name_or_path: str) -> None:

@@ -5,7 +5,7 @@ each sequence. The parameters are transformers' own, under their names; what is 
 
 In bf16 all weights enter rounded to bf16 and matrix products are bf16; the residual stream, the LayerNorms,
 the rotation and the loss are fp32. The model does this by itself, so DDP, whose weights are fp32, and FSDP2,
-which gathers them in bf16, compute the same.
+which gathers them in bf16, compute the same. A pack may be divided over several processes: `parallel.py`.
 """
 
 import copy
@@ -31,6 +31,7 @@ from transformers.models.esm.modeling_esm import EsmLayer
 
 from esm2_hyperpod.alphabet import MASK
 from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.esm.parallel import Parallel, own_values
 
 # Share of `<mask>` among ESM-2's training tokens, which its token dropout is scaled to
 # (fair-esm 2.0.0, esm/model/esm2.py: 15% chosen, 80% of them masked).
@@ -47,6 +48,7 @@ class PackedEsmForMaskedLM(EsmForMaskedLM):
 
     Attributes:
         compute_dtype: of the matrix products: float32 or bfloat16.
+        parallel: the processes that share a pack.
     """
 
     def __init__(self, config: EsmConfig):
@@ -65,6 +67,7 @@ class PackedEsmForMaskedLM(EsmForMaskedLM):
         self.esm.encoder.layer = nn.ModuleList(PackedLayer(layer, config) for layer in layers)
         self._no_split_modules = [PackedLayer.__name__]  # FSDP's units
         self.compute_dtype = torch.float32
+        self.parallel = Parallel()
 
     def compile_layers(self) -> None:
         """Have `torch.compile` fuse each layer, when it is first used; all layers share what it makes.
@@ -95,28 +98,31 @@ class PackedEsmForMaskedLM(EsmForMaskedLM):
         """Logits of one pack; `masked_lm_loss` makes the loss of them.
 
         Args:
-            input_ids, position_ids: [1, tokens]; positions restart at each sequence.
+            input_ids, position_ids: [1, tokens], of the whole pack; positions restart at each sequence.
             cu_seqlens, max_seqlen: the sequences' borders, see `packed_attention`.
-            predict: int64[n], the tokens whose logits are wanted; None for all. Training wants 15%.
+            predict: int64[n], which of this process's tokens are wanted; None for all. Training wants 15%.
 
         Returns:
             Logits, float32 [n, 33].
         """
-        dtype = self.compute_dtype
-        table = self.esm.embeddings.word_embeddings.weight.to(dtype)
-        hidden = embedding(input_ids[0], table.float())  # its gradient is summed in fp32
+        dtype, parallel = self.compute_dtype, self.parallel
+        table = _weight(self.esm.embeddings.word_embeddings, dtype)
+        hidden = embedding(parallel.own(input_ids[0]), table.float())  # its gradient is summed in fp32
         if self.config.token_dropout:
-            hidden = hidden * token_dropout_scale(input_ids[0], cu_seqlens)
-        angles = position_ids[0, :, None].float() * self.esm.rotary_embeddings.inv_freq.float()
+            hidden = hidden * parallel.own(token_dropout_scale(input_ids[0], cu_seqlens))
+        positions = parallel.own_context(position_ids[0])
+        angles = positions[:, None].float() * self.esm.rotary_embeddings.inv_freq.float()
         cos, sin = angles.cos(), angles.sin()
         for layer in self.esm.encoder.layer:
-            hidden = layer(hidden, cos, sin, cu_seqlens, max_seqlen, dtype)
+            hidden = layer(hidden, cos, sin, cu_seqlens, max_seqlen, dtype, parallel)
         if predict is not None:
             hidden = hidden[predict]
         hidden = _normalized(self.esm.encoder.emb_layer_norm_after, hidden, dtype)
         hidden = gelu(_product(self.lm_head.dense, hidden))
         hidden = _normalized(self.lm_head.layer_norm, hidden, dtype)
-        logits = linear(hidden, table, self.lm_head.bias.to(dtype))  # the decoder is the embeddings' table
+        logits = linear(
+            hidden, table, own_values(self.lm_head.bias).to(dtype)
+        )  # the decoder is the embeddings' table
         return MaskedLMOutput(logits=logits.float())
 
 
@@ -131,25 +137,27 @@ class PackedLayer(GradientCheckpointingLayer):
         self.head_size = config.hidden_size // config.num_attention_heads
         self.compiled = False
 
-    def forward(self, hidden, cos, sin, cu_seqlens, max_seqlen, dtype) -> torch.Tensor:
+    def forward(self, hidden, cos, sin, cu_seqlens, max_seqlen, dtype, parallel) -> torch.Tensor:
         """The residual stream after this layer: float32 [tokens, width], as `hidden` is."""
         compute = _compiled_layer() if self.compiled else _layer
-        return compute(self, hidden, cos, sin, cu_seqlens, max_seqlen, dtype)
+        return compute(self, hidden, cos, sin, cu_seqlens, max_seqlen, dtype, parallel)
 
 
-def _layer(layer: PackedLayer, hidden, cos, sin, cu_seqlens, max_seqlen, dtype):
+def _layer(layer: PackedLayer, hidden, cos, sin, cu_seqlens, max_seqlen, dtype, parallel: Parallel):
     attention = layer.attention
-    normalized = _normalized(attention.LayerNorm, hidden, dtype)
+    normalized = parallel.gather(_normalized(attention.LayerNorm, hidden, dtype))
     query, key, value = (
         part.unflatten(-1, (-1, layer.head_size)) for part in _query_key_value(attention.self, normalized)
     )
     # ESM scales the query before the rotation, so the scores are not scaled any more.
-    query = _rotated(query * layer.head_size**-0.5, cos, sin)
-    mixed = packed_attention(query, _rotated(key, cos, sin), value, cu_seqlens, max_seqlen).flatten(1)
-    hidden = hidden + _product(attention.output.dense, mixed)
-    normalized = _normalized(layer.LayerNorm, hidden, dtype)
+    query, key = _rotated(query * layer.head_size**-0.5, cos, sin), _rotated(key, cos, sin)
+    if parallel.context:
+        query, key, value = parallel.to_heads(torch.stack([query, key, value], dim=1)).unbind(1)
+    mixed = parallel.to_tokens(packed_attention(query, key, value, cu_seqlens, max_seqlen)).flatten(1)
+    hidden = hidden + _summed_product(attention.output.dense, mixed, parallel)
+    normalized = parallel.gather(_normalized(layer.LayerNorm, hidden, dtype))
     wide = gelu(_product(layer.intermediate.dense, normalized))
-    return hidden + _product(layer.output.dense, wide)
+    return hidden + _summed_product(layer.output.dense, wide, parallel)
 
 
 @cache
@@ -159,15 +167,31 @@ def _compiled_layer():
 
 def _normalized(norm: nn.LayerNorm, hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """LayerNorm in fp32, by weights rounded to `dtype`, rounded to `dtype`."""
-    weight, bias = norm.weight.to(dtype).float(), norm.bias.to(dtype).float()
+    weight, bias = _weight(norm, dtype).float(), _bias(norm, dtype).float()
     return layer_norm(hidden.float(), norm.normalized_shape, weight, bias, norm.eps).to(dtype)
 
 
 def _product(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """A linear layer in its inputs' precision."""
     if type(module) is nn.Linear:
-        return linear(inputs, module.weight.to(inputs.dtype), module.bias.to(inputs.dtype))
+        return linear(inputs, _weight(module, inputs.dtype), _bias(module, inputs.dtype))
     return module(inputs)  # torchao's, in FP8
+
+
+def _summed_product(module: nn.Module, inputs: torch.Tensor, parallel: Parallel) -> torch.Tensor:
+    """A linear layer, of whose inputs each tensor-parallel process has a part."""
+    if parallel.tensor is None:
+        return _product(module, inputs)
+    sums = parallel.sum_and_scatter(linear(inputs, _weight(module, inputs.dtype)))
+    return sums + _bias(module, inputs.dtype)
+
+
+def _weight(module: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+    return own_values(module.weight).to(dtype)
+
+
+def _bias(module: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+    return own_values(module.bias).to(dtype)
 
 
 def _query_key_value(attention: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -179,8 +203,8 @@ def _query_key_value(attention: nn.Module, inputs: torch.Tensor) -> tuple[torch.
     modules = attention.query, attention.key, attention.value
     if type(modules[0]) is not nn.Linear or inputs.shape[-1] > JOINED_WIDTH:
         return tuple(_product(module, inputs) for module in modules)
-    weight = torch.cat([module.weight.to(inputs.dtype) for module in modules])
-    bias = torch.cat([module.bias.to(inputs.dtype) for module in modules])
+    weight = torch.cat([_weight(module, inputs.dtype) for module in modules])
+    bias = torch.cat([_bias(module, inputs.dtype) for module in modules])
     return linear(inputs, weight, bias).chunk(3, dim=-1)
 
 

@@ -21,7 +21,8 @@ class PretrainingArguments(RunArguments):
     """Recipe defaults: Lin et al. 2023, supplementary A.2.4. Batches are counted in tokens."""
 
     IDENTITY = (
-        "model_size model_name_or_path seed max_seq_length tokens_per_device global_batch_tokens packing "
+        "model_size model_name_or_path config_name num_hidden_layers hidden_size num_attention_heads "
+        "intermediate_size seed max_seq_length tokens_per_device global_batch_tokens packing "
         "mlm_probability mask_replace lr_schedule max_steps learning_rate warmup_steps adam_beta1 "
         "adam_beta2 adam_epsilon weight_decay max_grad_norm"
     )
@@ -40,10 +41,21 @@ class PretrainingArguments(RunArguments):
     model_name_or_path: str | None = option(
         None, "Start from this folder or hub model instead of from scratch."
     )
+    config_name: str | None = option(
+        None, "Train this folder's or hub model's architecture from scratch, instead of a --model_size."
+    )
+    num_hidden_layers: int | None = option(None, "Another number of layers than --model_size has.")
+    hidden_size: int | None = option(None, "Another width.")
+    num_attention_heads: int | None = option(None, "Another number of attention heads.")
+    intermediate_size: int | None = option(
+        None, "Another width of the feed-forward; default: 4 x --hidden_size."
+    )
     max_seq_length: int = option(
         1024, "Tokens, <cls> and <eos> included; longer sequences are cropped at random."
     )
-    tokens_per_device: int = option(16_384, "Tokens of one micro-batch; a multiple of 64.")
+    tokens_per_device: int = option(
+        16_384, "Tokens of one micro-batch, which tp_size x cp_size devices share; a multiple of 64."
+    )
     global_batch_tokens: int = option(2_097_152, "Tokens of one optimizer step, over all devices.")
     packing: bool = option(True, "Pack whole sequences; false pads rows of similar length instead.")
     mlm_probability: float = option(0.15, "Share of tokens to be predicted.")
@@ -67,6 +79,16 @@ class PretrainingArguments(RunArguments):
     activation_checkpointing: bool | None = option(
         None, "Recompute activations: less memory, more time; default: on GPUs where they do not all fit."
     )
+    dp_replicate_size: str = option(
+        "auto",
+        "FSDP2: copies of the model, each sharded over its own devices; auto: one a node, if that holds it.",
+    )
+    reshard_after_forward: bool | None = option(
+        None,
+        "FSDP2: false keeps gathered weights for the backward pass; default: as accelerate_fsdp.yaml says.",
+    )
+    tp_size: int = option(1, "FSDP2: devices that divide each layer's weights; for the largest models.")
+    cp_size: int = option(1, "Devices that divide a pack's tokens; for sequences too long for one.")
     stop_after_steps: int | None = option(None, "Stop here; the schedule still ends at --max_steps.")
     early_stopping_patience: int | None = option(
         None, "Stop after so many evaluations without a better validation loss."
@@ -97,6 +119,14 @@ class PretrainingArguments(RunArguments):
                 f"--max_seq_length {self.max_seq_length}: must lie between 3 and "
                 f"--tokens_per_device {self.tokens_per_device}, because sequences are never split"
             )
+        self._settle_parallel()
+        if self.model_name_or_path:
+            for name in ("config_name", *self.shape):
+                if self.was_given(name):
+                    raise UserError(
+                        f"--{name}: --model_name_or_path {self.model_name_or_path} has its own architecture; "
+                        "leave out one of them"
+                    )
         if not 0 < self.mlm_probability < 1:
             raise UserError(f"--mlm_probability {self.mlm_probability}: must lie between 0 and 1")
         if self.precision == "fp8" and not self.packing:
@@ -130,6 +160,59 @@ class PretrainingArguments(RunArguments):
         if self._default_warmup:
             self.warmup_steps = 0
 
+    def _settle_parallel(self) -> None:
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        is_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        sizes = {name: getattr(self, name) for name in ("tp_size", "cp_size")}
+        if self.dp_replicate_size != "auto":
+            sizes["dp_replicate_size"] = (
+                int(self.dp_replicate_size) if self.dp_replicate_size.isdigit() else 0
+            )
+        asked = " ".join(f"--{name} {getattr(self, name)}" for name in sizes if self.was_given(name))
+        if min(sizes.values()) < 1:
+            raise UserError(f"{asked}: must be numbers from 1 up (--dp_replicate_size: or auto)")
+        product = math.prod(sizes.values())
+        if world % product:
+            fitting = ", ".join(str(number) for number in range(1, world + 1) if world % number == 0)
+            raise UserError(
+                f"{asked}: {world} process(es) do not divide by {product}; products that fit: {fitting}"
+            )
+        for name in ("tp_size", "dp_replicate_size", "reshard_after_forward"):
+            if self.was_given(name) and not is_fsdp:
+                raise UserError(f"--{name} {getattr(self, name)}: is of FSDP2; use bash 3.train_fsdp.sh")
+        if self.parts > 1 and not self.packing:
+            raise UserError(f"{asked}: needs packs; leave out --packing false")
+        if self.tp_size > 1 and self.precision == "fp8":
+            raise UserError(f"{asked}: not with --precision fp8; use bf16, or --cp_size")
+        if self.parts > 1 and os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true":
+            raise UserError(f"{asked}: not with fsdp_offload_params in accelerate_fsdp.yaml")
+        if self.tokens_per_device % self.parts:
+            raise UserError(
+                f"--tokens_per_device {self.tokens_per_device}: must divide by {self.parts}, the devices "
+                f"that share it ({asked})"
+            )
+
+    @property
+    def shape(self) -> dict[str, int | None]:
+        """The numbers in which the model is to differ from its size."""
+        names = "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def parts(self) -> int:
+        """Processes that share a pack."""
+        return self.tp_size * self.cp_size
+
+    @property
+    def data_ranks(self) -> int:
+        """Groups of processes that each have packs of their own."""
+        return self.world_size // self.parts
+
+    @property
+    def data_rank(self) -> int:
+        """Which of these groups this process belongs to."""
+        return self.process_index // self.parts
+
     def set_steps(self, packs_per_epoch: int) -> None:
         """Settle what depends on the number of processes and on the data.
 
@@ -137,12 +220,12 @@ class PretrainingArguments(RunArguments):
         the number of steps where epochs were asked for; the default warm-up. Raises `UserError`, with
         the nearest sizes that divide, where the batch does not.
         """
-        share = self.tokens_per_device * self.world_size
+        share = self.tokens_per_device * self.data_ranks
         if self.global_batch_tokens % share or self.global_batch_tokens < share:
             below = self.global_batch_tokens // share * share
             sizes = " or ".join(f"{size:,}" for size in (below, below + share) if size)
             raise UserError(
-                f"--global_batch_tokens {self.global_batch_tokens:,} does not divide over {self.world_size} "
+                f"--global_batch_tokens {self.global_batch_tokens:,} does not divide over {self.data_ranks} "
                 f"process(es) of --tokens_per_device {self.tokens_per_device:,}; the nearest that do: {sizes}"
             )
         self.gradient_accumulation_steps = self.global_batch_tokens // share

@@ -24,6 +24,7 @@ class BatchMaker:
         tokens: size of a pack.
         most_sequences: of a pack, its padding included, so that `cu_seqlens` has one shape.
         longest: tokens after which a sequence is cropped at random.
+        part, parts: of a pack's tokens, which of so many equal parts this process predicts; it gets them all.
     """
 
     store: Sequence[np.ndarray]
@@ -34,6 +35,8 @@ class BatchMaker:
     mask_probability: float
     mask_replace: str
     packing: bool
+    part: int = 0
+    parts: int = 1
 
     def __getitem__(self, key: tuple[int, np.ndarray]) -> dict[str, torch.Tensor | int | Counts]:
         """One micro-batch, with its `counts` for the throughput figures (see `throughput.Counts`)."""
@@ -61,7 +64,8 @@ class BatchMaker:
         batch = self._pack(masked, labels, lengths) if self.packing else self._pad(masked, labels, lengths)
         residues = int(np.isin(tokens, (CLS, EOS), invert=True).sum())
         squares, masked = int((lengths**2).sum()), int((labels != IGNORED).sum())
-        batch["counts"] = Counts(residues, len(tokens), batch["input_ids"].numel(), squares, masked)
+        counts = Counts(residues, len(tokens), batch["input_ids"].numel(), squares, masked)
+        batch["counts"] = Counts(0, 0, 0, 0, 0) if self.part else counts  # a pack counts once
         return batch
 
     def _pack(self, tokens: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> dict:
@@ -73,6 +77,8 @@ class BatchMaker:
         borders = np.full(max(self.most_sequences, len(lengths)) + 1, self.tokens)
         borders[: len(lengths) + 1] = np.concatenate([[0], np.cumsum(lengths)])
         positions = np.arange(self.tokens) - np.repeat(borders[: len(lengths)], lengths)
+        size = self.tokens // self.parts
+        labels = np.pad(labels, (0, gap), constant_values=IGNORED)[self.part * size :][:size]
         (predict,) = np.nonzero(labels != IGNORED)
         spare = _room(max(len(predict), self._most_predicted)) - len(predict)
         return {
@@ -89,8 +95,9 @@ class BatchMaker:
     @property
     def _most_predicted(self) -> float:
         # Six standard deviations above the mean: one pack in a billion has more, and then another shape.
-        spread = math.sqrt(self.tokens * self.mask_probability * (1 - self.mask_probability))
-        return min(self.tokens, self.tokens * self.mask_probability + 6 * spread)
+        tokens = self.tokens // self.parts
+        spread = math.sqrt(tokens * self.mask_probability * (1 - self.mask_probability))
+        return min(tokens, tokens * self.mask_probability + 6 * spread)
 
     def _pad(self, tokens: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> dict:
         real = np.arange(lengths.max(initial=1)) < lengths[:, None]

@@ -73,5 +73,7 @@ def open_split(
         mask_probability=args.mlm_probability,
         mask_replace=args.mask_replace,
         packing=args.packing,
+        part=args.process_index % args.parts,
+        parts=args.parts,
     )
     return Split(store, packs, batches)

@@ -1,17 +1,20 @@
 """FSDP2: on CPU processes too, and a line that says whether parameters are really sharded."""
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import wraps
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType, fsdp2_prepare_model
+from accelerate.utils import DistributedType
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM
+from esm2_hyperpod.esm.parallel import divide_weights
 from esm2_hyperpod.pretraining.deferred import Weights, fill
 
 KEEP_WHOLE_BYTES = 1e9
@@ -57,23 +60,54 @@ def enable_fsdp_on_cpu() -> None:
     AcceleratorState.__init__ = __init__
 
 
-def shard(accelerator: Accelerator, model: torch.nn.Module, weights: Weights | None) -> None:
-    """Shard a model that is on the meta device, give the shards memory, and fill them with `weights`.
+@dataclass
+class Shards:
+    """What a model that has no memory yet is to become.
 
-    accelerate (1.15) shards in `prepare`, where the optimizer would have to know parameters by addresses that
-    they do not have yet; a model that is sharded already it takes as it is. Its own way to spare memory,
+    Attributes:
+        mesh: all processes by (`dp_replicate`, `dp_shard`, `tp`).
+        weights: to fill it with.
+        reshard_after_forward: None for what accelerate_fsdp.yaml says.
+    """
+
+    mesh: DeviceMesh
+    weights: Weights
+    reshard_after_forward: bool | None = None
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the model, each sharded over processes of its own."""
+        return self.mesh["dp_replicate"].size()
+
+
+def shard(accelerator: Accelerator, model: PreTrainedModel, shards: Shards, fill_in: bool) -> None:
+    """Divide a model that is on the meta device, give this process's part memory, and fill it.
+
+    With torch's own `fully_shard`: accelerate (1.15) shards in `prepare`, where the optimizer would have to
+    know parameters by addresses that they do not have yet, and it knows tensor parallel of transformers' own
+    models alone. A model that is sharded already it takes as it is. Its own way to spare memory,
     `cpu_ram_efficient_loading`, has the whole model on rank 0 and fails on ESM's rotary frequencies.
 
     Args:
-        weights: None where a checkpoint is about to be loaded into the shards.
+        fill_in: False where a checkpoint is about to be loaded into the shards.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    fsdp2_prepare_model(accelerator, model)
+    mesh, plugin = shards.mesh, accelerator.state.fsdp_plugin
+    plugin.set_auto_wrap_policy(model)  # `prepare` would, and not find the layers once they are sharded
+    if mesh["tp"].size() > 1:
+        divide_weights(model, mesh["tp"])
+    dimensions = ("dp_replicate", "dp_shard") if shards.replicas > 1 else ("dp_shard",)
+    how = {"mesh": mesh[dimensions], "mp_policy": plugin.mixed_precision_policy or MixedPrecisionPolicy()}
+    reshard = shards.reshard_after_forward
+    reshard = plugin.reshard_after_forward if reshard is None else reshard
+    for layer in model.esm.encoder.layer:
+        fully_shard(layer, reshard_after_forward=reshard, **how)
+    fully_shard(model, **how)
     model.to_empty(device=accelerator.device)
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
-    if weights is not None:
-        fill(model, weights)
+    if fill_in:
+        fill(model, shards.weights)
 
 
 def reduce_each_micro_batch(args: TrainingArguments, parameters: int) -> None:
@@ -117,7 +151,11 @@ def describe_sharding(model: torch.nn.Module, processes: int) -> str:
     if not sharded:
         return "DDP: each process holds all parameters" if processes > 1 else "one process"
     name, parameter = max(sharded.items(), key=lambda item: item[1].numel())
-    return (
-        f"FSDP2: {len(sharded)} parameters sharded over {parameter.device_mesh.size()} processes; "
-        f"{name} is {list(parameter.to_local().shape)} here of {list(parameter.shape)}"
-    )
+    mesh = parameter.device_mesh
+    ways = dict(zip(mesh.mesh_dim_names, mesh.shape))
+    line = f"FSDP2: {len(sharded)} parameters sharded over {ways['dp_shard']} processes"
+    if ways.get("tp", 1) > 1:
+        line += f", their rows or columns over {ways['tp']} (tensor parallel)"
+    if ways.get("dp_replicate", 1) > 1:
+        line += f", in {ways['dp_replicate']} replicas"
+    return f"{line}; {name} is {list(parameter.to_local().shape)} here of {list(parameter.shape)}"

@@ -17,76 +17,71 @@ from esm2_hyperpod.pretraining import validation
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
 from esm2_hyperpod.pretraining.batches import BatchMaker
 from esm2_hyperpod.pretraining.data import Split
-from esm2_hyperpod.pretraining.deferred import Weights, build_deferred, read_on_first_rank
+from esm2_hyperpod.pretraining.deferred import build_deferred, read_on_first_rank
 from esm2_hyperpod.pretraining.epochs import StepSampler
-from esm2_hyperpod.pretraining.memory import MARGIN, Strategy, memory
+from esm2_hyperpod.pretraining.parallel import (
+    check_heads,
+    choose_replicas_and_checkpointing,
+    pack_meshes,
+    sharding_mesh,
+)
 from esm2_hyperpod.pretraining.schedule import SCHEDULES
 from esm2_hyperpod.pretraining.sharding import (
-    is_fsdp_run,
+    Shards,
     keep_fp32_where_it_matters,
     reduce_each_micro_batch,
     shard,
     starts_lean,
 )
 from esm2_hyperpod.runs.record import plot_training_curve
-from esm2_hyperpod.sizes import Size
 from esm2_hyperpod.training.ranks import sum_over_ranks
 from esm2_hyperpod.training.throughput import Meter
 from esm2_hyperpod.training.trainer import ResumableTrainer
 
 
-def build_model(args: PretrainingArguments) -> tuple[EsmForMaskedLM, Weights | None]:
+def build_model(args: PretrainingArguments) -> tuple[EsmForMaskedLM, Shards | None]:
     """The model to train: from scratch by size, or from a folder or the hub; fp32 parameters.
 
-    Where it is to be sharded over processes it has no memory yet; the weights for it come with it.
+    Where it is to be sharded over processes it has no memory yet; what it needs for that comes with it.
 
     The contact head has no part in masked-LM training. Left trainable it would make DDP search for
     unused parameters and FSDP2 fail to resume for want of its optimizer state.
     """
     model_class = PackedEsmForMaskedLM if args.packing else EsmForMaskedLM
-    name, weights = args.model_name_or_path, None
+    name, shards = args.model_name_or_path, None
     if name:
         check_model_folder(name)
+        config = EsmConfig.from_pretrained(name)
+    else:
+        config = build_config(args.model_size, args.config_name, **args.shape)
+    check_heads(args, config.num_attention_heads)
+    replicas, checkpointing = choose_replicas_and_checkpointing(args, config)
+    # Under two names: it got the first one with transformers 5.21.
+    args.activation_checkpointing = args.gradient_checkpointing = checkpointing
 
     def load() -> EsmForMaskedLM:
         return model_class.from_pretrained(name, dtype=torch.float32)
 
-    def build() -> EsmForMaskedLM:
-        return model_class(EsmConfig.from_pretrained(name) if name else build_config(args.model_size))
-
     if starts_lean(args):
-        model, weights = build_deferred(build)
+        model, weights = build_deferred(lambda: model_class(config))
         if name:
             weights = read_on_first_rank(load, model, args.device)
+        shards = Shards(sharding_mesh(args, replicas), weights, args.reshard_after_forward)
     else:
-        model = load() if name else build()
+        model = load() if name else model_class(config)
     model.esm.contact_head.requires_grad_(False)
     if args.packing:
         model.compute_dtype = torch.bfloat16 if args.bf16 else torch.float32
+        model.parallel = pack_meshes(args, shards.mesh["tp"] if args.tp_size > 1 else None)
         use_flash_attention_3(args.device)
         if args.compile_layers:
             model.compile_layers()
     else:
         model._no_split_modules = ["EsmLayer"]  # FSDP's units; the others it names are ESMFold's
-    if args.checkpoints_by_memory:
-        # Under two names: it got the first one with transformers 5.21.
-        args.activation_checkpointing = args.gradient_checkpointing = needs_checkpointing(args, model.config)
     if args.precision == "fp8":
         use_fp8(model, args.device, args.fp8_recipe)
         refuse_slow_fp8(args.device, model.config.hidden_size, args.fp8_recipe, args.compile_layers)
-    return model, weights
-
-
-def needs_checkpointing(args: PretrainingArguments, config: EsmConfig) -> bool:
-    """Whether not all activations fit on the GPU, by the formula of `memory`, which knows packs alone."""
-    if args.device.type != "cuda" or not args.packing:
-        return False
-    size = Size(config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
-    strategy = Strategy("fsdp" if is_fsdp_run() else "ddp", args.world_size, False, args.compile_layers)
-    parts = memory(size, strategy, args.tokens_per_device, args.gradient_accumulation_steps)
-    if not args.bf16:
-        parts["activations"] *= 2
-    return sum(parts.values()) > MARGIN * torch.cuda.get_device_properties(args.device).total_memory
+    return model, shards
 
 
 class PretrainingTrainer(ResumableTrainer):
@@ -96,7 +91,7 @@ class PretrainingTrainer(ResumableTrainer):
         train_split: what the model is trained on.
         validation_split: what is evaluated on; None for no evaluation.
         frequency_entropy: of the validation residues, in nats; a line in the training curve.
-        weights: for a model that has no memory yet.
+        shards: for a model that has no memory yet.
     """
 
     def __init__(
@@ -107,7 +102,7 @@ class PretrainingTrainer(ResumableTrainer):
         validation_split: Split | None,
         frequency_entropy: float | None,
         callbacks: list,
-        weights: Weights | None = None,
+        shards: Shards | None = None,
     ):
         reduce_each_micro_batch(args, model.num_parameters())
         # Trainer wants to be given data sets; it reads them through the loaders below alone.
@@ -116,7 +111,8 @@ class PretrainingTrainer(ResumableTrainer):
         )
         keep_fp32_where_it_matters(self.accelerator, model)
         self.model_accepts_loss_kwargs = True  # makes Trainer count the masked tokens of all ranks
-        self._weights = weights
+        self._shards = shards
+        self.loss_factor = args.tp_size
         self._train_split = train_split
         self._validation_split = validation_split
         self._meter = Meter(model.config, args.device)
@@ -133,8 +129,8 @@ class PretrainingTrainer(ResumableTrainer):
             args.packs_per_step,
             args.max_steps,
             range(self.first_step, args.last_step),
-            args.process_index,
-            args.world_size,
+            args.data_rank,
+            args.data_ranks,
         )
         return self._loader(self._train_split.batches, sampler)
 
@@ -176,23 +172,27 @@ class PretrainingTrainer(ResumableTrainer):
         counts = inputs.pop("counts")
         self._meter.add(counts)
         self.count_residues(counts.residues)
+        if self._shards is not None and self._shards.replicas > 1:
+            # What has been summed over the shards of a replica waits for the last micro-batch.
+            model.set_requires_all_reduce(self.accelerator.gradient_state.sync_gradients)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Sum over this micro-batch's masked tokens, over the masked tokens of the whole step.
 
-        DDP and FSDP average gradients over ranks; the factor makes that a sum.
+        DDP and FSDP2 average gradients over the ranks that have the same weights; the factor makes that a sum.
         """
         labels = inputs.pop("labels")
         outputs = model(**inputs)
-        loss = masked_lm_loss(outputs.logits, labels, num_items_in_batch) * self.accelerator.num_processes
+        averaged = self.accelerator.num_processes // self.args.tp_size
+        loss = masked_lm_loss(outputs.logits, labels, num_items_in_batch) * averaged
         return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model=None):
         """Trainer's. A model without memory is sharded first; a checkpoint or its weights then fill it."""
-        if self._weights is not None:
-            shard(self.accelerator, self.model, None if self.first_step else self._weights)
-            self._weights = None
+        if self._shards is not None:
+            shard(self.accelerator, self.model, self._shards, fill_in=not self.first_step)
+            self._shards.weights = ()  # drawn; what they were drawn from may go
         optimizer = super().create_optimizer(model)
         self._optimized = [list(group["params"]) for group in optimizer.param_groups]
         return optimizer
@@ -236,7 +236,7 @@ class PretrainingTrainer(ResumableTrainer):
 
     def _validation_batches(self):
         packs, args = self._validation_split.packs, self.args
-        numbers = validation.share_of_packs(packs.packs_per_epoch, args.process_index, args.world_size)
+        numbers = validation.share_of_packs(packs.packs_per_epoch, args.data_rank, args.data_ranks)
         keys = [(validation.EPOCH, packs[max(number, 0)][1]) for number in numbers]
         for number, batch in zip(numbers, self._loader(self._validation_split.batches, keys)):
             del batch["counts"]

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from accelerate import DistributedDataParallelKwargs
 from safetensors import SafetensorError
-from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
@@ -29,6 +28,7 @@ from esm2_hyperpod.runs.record import (
     modified_at,
 )
 from esm2_hyperpod.runs.report import write_report
+from esm2_hyperpod.training.gradients import clip_gradients
 from esm2_hyperpod.training.ranks import seconds_waited, wait_at_most
 
 WINDOW = "logging_window.json"
@@ -64,6 +64,7 @@ class ResumableTrainer(Trainer):
         self._residues_unshared = 0  # residues in the training batches of this rank since they were shared
         self._residues_seen = 0  # in all training batches of all ranks, interrupted starts included
         self._bar: tqdm | None = None
+        self.loss_factor = 1  # times the mean over ranks of what `compute_loss` returns is the step's loss
 
     # ---- resuming ------------------------------------------------------------------------------
 
@@ -194,9 +195,13 @@ class ResumableTrainer(Trainer):
             self._step_loss = None
         return loss
 
+    def _clip_grad_norm(self, model):
+        # torch's (2.13) sums squares in fp32, shard by shard.
+        return clip_gradients(model.parameters(), self.args.max_grad_norm)
+
     def _get_grad_norm(self, model, grad_norm=None):
         # Kept, because Trainer (5.23) only logs it. Ends when Trainer stops at one that is not finite.
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = clip_gradients(model.parameters(), math.inf) if grad_norm is None else grad_norm
         self._gradient_norms.append(norm)
         return norm
 
@@ -268,13 +273,12 @@ class ResumableTrainer(Trainer):
             return
         losses = torch.stack(self._unshared).double()
         local = torch.cat([losses, losses.new_tensor([self._residues_unshared])])
-        norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in self._gradient_norms]
-        norms = torch.stack(norms).double().tolist()
+        norms = torch.stack(self._gradient_norms).double().tolist()
         self._unshared, self._gradient_norms, self._residues_unshared = [], [], 0
         # Gathered and summed in rank order: an all-reduce may add in an order that depends on the length.
         ranks = self.accelerator.gather(local).view(-1, len(local))
         self._residues_seen += int(ranks[:, -1].sum())
-        losses = ranks[:, :-1].mean(dim=0).tolist()
+        losses = (ranks[:, :-1].mean(dim=0) * self.loss_factor).tolist()
         first_step = self.state.global_step - len(losses) + 1
         self._window += losses
         for step, (loss, norm) in enumerate(zip(losses, norms), start=first_step):
