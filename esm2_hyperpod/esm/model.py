@@ -52,7 +52,10 @@ def build_config(model_size: str, config_name: str | None = None, **shape: int |
             emb_layer_norm_before=False,
             token_dropout=True,
         )
-    if min(shape.values()) < 1 or shape["hidden_size"] % (2 * shape["num_attention_heads"]):
+    for name, value in shape.items():
+        if value < 1:
+            raise UserError(f"--{name} {value}: must be a number from 1 up")
+    if shape["hidden_size"] % (2 * shape["num_attention_heads"]):
         raise UserError(
             f"--hidden_size {shape['hidden_size']} --num_attention_heads {shape['num_attention_heads']}: the "
             "width must be an even multiple of the heads (rotary positions turn pairs)"

@@ -180,7 +180,7 @@ class PretrainingTrainer(ResumableTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Sum over this micro-batch's masked tokens, over the masked tokens of the whole step.
 
-        DDP and FSDP2 average gradients over the ranks that have the same weights; the factor makes that a sum.
+        DDP and FSDP2 average gradients over the ranks with the same weights; the factor makes that a sum.
         """
         labels = inputs.pop("labels")
         outputs = model(**inputs)

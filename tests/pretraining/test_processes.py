@@ -39,7 +39,7 @@ def undisturbed_by(tokenized, tmp_path_factory):
     return divided
 
 
-@pytest.mark.parametrize("processes, fsdp", [(2, False), (4, False), (2, True)])
+@pytest.mark.parametrize("processes, fsdp", [(2, False), pytest.param(4, False, marks=on_demand), (2, True)])
 def test_losses_do_not_depend_on_how_the_work_is_divided(undisturbed, undisturbed_by, processes, fsdp):
     output, log = undisturbed_by(processes, fsdp)
     assert_close(metrics(output), metrics(undisturbed))
@@ -49,6 +49,43 @@ def test_losses_do_not_depend_on_how_the_work_is_divided(undisturbed, undisturbe
         assert list(output.glob("checkpoint-*/pytorch_model_fsdp_0/*.distcp"))
     else:
         assert "DDP: each process holds all parameters" in log
+
+
+PACK_IN_FOUR = "--tp_size", "2", "--cp_size", "2"
+REPLICAS = "--dp_replicate_size", "2"
+HEADS_IN_TWO = "--tp_size", "2"
+LAYOUTS = {
+    "tensor and context parallel": (4, PACK_IN_FOUR, "over 2 processes, their rows or columns over 2"),
+    "replicas of shards": (4, REPLICAS, "over 2 processes, in 2 replicas"),
+    "tensor parallel": (2, HEADS_IN_TWO, "over 1 processes, their rows or columns over 2"),
+    "all three": (8, (*PACK_IN_FOUR, *REPLICAS), "over 2 processes, their rows or columns over 2 (tensor"),
+}
+
+
+@pytest.mark.parametrize(
+    "name, then",
+    [
+        ("tensor and context parallel", "replicas of shards"),
+        pytest.param("replicas of shards", "tensor parallel", marks=on_demand),
+        pytest.param("tensor parallel", "all three", marks=on_demand),
+        pytest.param("all three", "tensor and context parallel", marks=on_demand),
+    ],
+)
+def test_a_run_moves_from_one_layout_to_another(tokenized, undisturbed, tmp_path, name, then):
+    for layout, stop in ((name, ("--stop_after_steps", "4")), (then, ())):
+        processes, flags, says = LAYOUTS[layout]
+        log = launch(tokenized, tmp_path, *flags, *stop, processes=processes, fsdp=True).stdout
+        assert says in log
+    assert_close(metrics(tmp_path), metrics(undisturbed))
+
+
+@on_demand
+def test_context_parallel_without_shards_and_compiled(tokenized, undisturbed, tmp_path):
+    launch(tokenized, tmp_path / "ddp", "--cp_size", "2")
+    assert_close(metrics(tmp_path / "ddp"), metrics(undisturbed))
+    flags = *PACK_IN_FOUR, "--torch_compile", "--activation_checkpointing"
+    launch(tokenized, tmp_path / "compiled", *flags, processes=4, fsdp=True)
+    assert_close(metrics(tmp_path / "compiled"), metrics(undisturbed))
 
 
 def start(dataset: Path, output: Path, processes: int = 2, fsdp: bool = False) -> subprocess.Popen:
