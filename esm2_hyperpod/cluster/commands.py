@@ -38,7 +38,7 @@ from esm2_hyperpod.cluster.sessions import (
     session_command,
     session_target,
 )
-from esm2_hyperpod.cluster.stack import ensure_stack, find_stack, outputs, upload_script
+from esm2_hyperpod.cluster.stack import ensure_stack, find_stack, outputs, upload_script, would_lose_metrics
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.sizes import SIZES
 
@@ -94,6 +94,8 @@ def create(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
         return
     if not (cluster and stack):
         confirm(f"This makes cluster {config.name} in {config.region}. It bills until deleted.", arguments)
+    if stack and would_lose_metrics(config, stack):
+        confirm("Without observability, this removes the Prometheus workspace with ALL METRICS.", arguments)
     made = ensure_stack(aws, config, arguments.template)
     upload_script(aws, config, made)
     ensure_cluster(aws, checked_request(config, made))

@@ -147,6 +147,12 @@ def _arguments(config: ClusterConfig, template: Path) -> dict[str, Any]:
     }
 
 
+def would_lose_metrics(config: ClusterConfig, stack: dict[str, Any]) -> bool:
+    """Whether an update of the stack would remove its Prometheus workspace."""
+    made_with = {p["ParameterKey"]: p["ParameterValue"] for p in stack.get("Parameters", [])}
+    return bool(made_with.get("Observability")) and not config.observability
+
+
 def _changed_permissions(config: ClusterConfig, stack: dict[str, Any]) -> bool:
     """Whether the stack must be updated; raises `UserError` for a change that could lose data."""
     made_with = {p["ParameterKey"]: p["ParameterValue"] for p in stack.get("Parameters", [])}

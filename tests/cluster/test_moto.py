@@ -356,6 +356,9 @@ def test_workspaces_for_metrics_come_and_go_with_one_option(aws, hyperpod, tmp_p
     model = botocore.session.get_session().get_service_model("grafana").operation_model("UpdatePermissions")
     assert not ParamValidator().validate(batch, model.input_shape).has_errors()
     assert len(grafana) == 1 and grafana[0]["AuthenticationProviders"] == ["AWS_SSO"]
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))  # without observability
+    assert "removes the Prometheus workspace with ALL METRICS" in hyperpod("create", *ours, code=1).error
+    assert len(amp.list_workspaces()["workspaces"]) == 1
     assert "all removed; nothing bills" in hyperpod("delete", "--yes", *ours).out
     assert amp.list_workspaces()["workspaces"] == [] and grafana == []
 
