@@ -107,7 +107,7 @@ def upload_script(aws: Aws, config: ClusterConfig, made: StackOutputs) -> None:
     s3 = aws.client("s3")
     if not script.startswith("s3://"):
         files = {name: (config.folder / script).read_bytes(), USERS_FILE: users_file(config).encode()}
-        for key, content in (files | node_files(config, made)).items():
+        for key, content in (node_files(config, made) | files).items():
             s3.put_object(Bucket=bucket_name, Key=f"{prefix}/{key}", Body=content)
         print(f"uploaded {script} to {folder}/{name}, and {len(config.users)} users beside it")
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket_name, Prefix=f"{prefix}/")
