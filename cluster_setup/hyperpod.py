@@ -65,12 +65,13 @@ def parse_arguments() -> argparse.Namespace:
     check.add_argument("--group", default="workers", help="which workers (default: %(default)s)")
     check.add_argument("--node", help="an instance id of the group: only this one")
     update = add("update", "give all nodes AWS's latest image; wipes their root disks", True)
+    dashboards = add("dashboards", "put data sources and dashboards into the Grafana workspace", True)
     delete = add("delete", "list what still bills and remove it, data included", True)
     delete.add_argument("--keep_stack", action="store_true", help="remove the nodes, keep network and data")
     delete.add_argument(
         "--without_export", action="store_true", help="do not send /fsx/runs to fsx.data_bucket first"
     )
-    for command in (create, check, update, delete):
+    for command in (create, check, update, dashboards, delete):
         command.add_argument("--yes", action="store_true", help="do not ask")
     return parser.parse_args()
 

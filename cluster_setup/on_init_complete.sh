@@ -69,15 +69,14 @@ make_users() {
     done < "$HERE/users.txt"
 }
 
-# AWS's exporters, where their set-up has been put beside this script ("Observability" in README.md).
+# `observability` in cluster.yaml: hyperpod.py puts the file here, which is empty where there is no workspace.
 start_exporters() {
-    local setup="$HERE/observability/setup_observability.sh"
-    [ ! -f "$setup" ] || bash "$setup"
+    [ ! -s "$HERE/observability.conf" ] || bash "$HERE/observability.sh"
 }
 
 keep_shared_memory || warn "jobs may lose shared memory when a user logs out: set RemoveIPC=no by hand"
 prefer_training_partition || warn "jobs may land on a login node: submit them with sbatch --partition=train"
 make_user_folder || warn "$FSX/$NODE_USER was not made; make it with: sudo install -d -o $NODE_USER $FSX/$NODE_USER"
-start_exporters || warn "the exporters were not started; run by hand: bash $HERE/observability/setup_observability.sh"
 make_users || warn "not all users of cluster.yaml have an account here; see users.txt"
+start_exporters || warn "not all metrics leave this node; try again with: sudo bash $HERE/observability.sh"
 exit 0

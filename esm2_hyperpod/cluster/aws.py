@@ -34,16 +34,17 @@ class Aws:
 
     region: str
     endpoint_url: str | None = None
-    _clients: dict[str, BaseClient] = field(init=False, default_factory=dict)
+    _clients: dict[tuple[str, str], BaseClient] = field(init=False, default_factory=dict)
 
     def client(self, service: str, region: str | None = None) -> BaseClient:
         """The boto3 client of a service, made once; in another region where the service is only there."""
-        if service not in self._clients:
+        key = service, region or self.region
+        if key not in self._clients:
             retries = Config(retries={"mode": "standard", "max_attempts": 5})
-            self._clients[service] = boto3.client(
-                service, region_name=region or self.region, endpoint_url=self.endpoint_url, config=retries
+            self._clients[key] = boto3.client(
+                service, region_name=key[1], endpoint_url=self.endpoint_url, config=retries
             )
-        return self._clients[service]
+        return self._clients[key]
 
 
 @contextlib.contextmanager

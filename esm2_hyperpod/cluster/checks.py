@@ -9,6 +9,7 @@ from botocore.exceptions import ClientError
 from esm2_hyperpod.cluster.aws import Aws
 from esm2_hyperpod.cluster.config import ClusterConfig, load_config
 from esm2_hyperpod.cluster.export import bucket_problems
+from esm2_hyperpod.cluster.observability import identity_center_problems
 from esm2_hyperpod.cluster.quotas import instance_counts, quota_problems
 from esm2_hyperpod.cluster.request import StackOutputs, create_cluster_request, example_outputs
 from esm2_hyperpod.cluster.rules import config_problems
@@ -69,7 +70,7 @@ def checked_request(config: ClusterConfig, stack: StackOutputs) -> dict[str, Any
 def preflight(
     aws: Aws, config: ClusterConfig, with_network: bool = False, there: dict[str, int] | None = None
 ) -> None:
-    """Raise `UserError` if a training plan, the zone or a quota does not allow this cluster.
+    """Raise `UserError` if something in the account does not allow this cluster.
 
     `with_network` checks for the stack, too; `there` is how many nodes each group has. What AWS does not
     answer, because a permission is missing, is printed, and creation continues.
@@ -79,6 +80,7 @@ def preflight(
         ("the training plan", lambda: training_plan_problems(aws, config, there or {})),
         ("the zone", lambda: _zone_problems(aws, config)),
         ("the data bucket", lambda: bucket_problems(aws, config)),
+        ("IAM Identity Center", lambda: identity_center_problems(aws, config)),
     ):
         try:
             problems += question()

@@ -1,4 +1,4 @@
-"""The commands that print, ask and act: plan, create, status, connect, scale, check, update, delete."""
+"""The commands that print, ask and act, from plan to delete."""
 
 import dataclasses
 import json
@@ -24,6 +24,8 @@ from esm2_hyperpod.cluster.cluster import (
     update_software,
 )
 from esm2_hyperpod.cluster.config import MAIN_GROUP, ClusterConfig
+from esm2_hyperpod.cluster.dashboards import FILES, import_dashboards
+from esm2_hyperpod.cluster.observability import plan_lines
 from esm2_hyperpod.cluster.quotas import IN_ALL_CLUSTERS, IN_ONE_CLUSTER, instance_counts
 from esm2_hyperpod.cluster.removal import remove, take_inventory
 from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
@@ -36,7 +38,7 @@ from esm2_hyperpod.cluster.sessions import (
     session_command,
     session_target,
 )
-from esm2_hyperpod.cluster.stack import ensure_stack, find_stack, upload_script
+from esm2_hyperpod.cluster.stack import ensure_stack, find_stack, outputs, upload_script, would_lose_metrics
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.sizes import SIZES
 
@@ -62,6 +64,8 @@ def plan(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     print(f"  /fsx: FSx for Lustre, {config.fsx.size_gb} GB, {config.fsx.throughput} MB/s for each TiB")
     print("\n".join(f"    {line}" for line in checkpoint_lines(config)))
     print(f"  stack {config.stack_name}: the file system, a VPC, NAT gateway, role, bucket")
+    for line in plan_lines(config):
+        print(f"  {line}")
     if workers.count > 1 and instances.efa_devices(workers.instance_type) == 0:
         print(
             f"note: {workers.instance_type} has no EFA: {workers.count} nodes will exchange gradients slowly"
@@ -90,8 +94,10 @@ def create(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
         return
     if not (cluster and stack):
         confirm(f"This makes cluster {config.name} in {config.region}. It bills until deleted.", arguments)
+    if stack and would_lose_metrics(config, stack):
+        confirm("Without observability, this removes the Prometheus workspace with ALL METRICS.", arguments)
     made = ensure_stack(aws, config, arguments.template)
-    upload_script(aws, config, made.LifecycleBucket)
+    upload_script(aws, config, made)
     ensure_cluster(aws, checked_request(config, made))
     print("ready; open a shell with: python cluster_setup/hyperpod.py connect")
 
@@ -258,6 +264,34 @@ def update(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     )
     update_software(aws, config.name)
     print("updated; check it with: python cluster_setup/doctor.py")
+
+
+def dashboards(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
+    """Put the data sources and the dashboards of this project into the cluster's Grafana workspace."""
+    found = take_inventory(aws, config)
+    workspace = found.resources.get("GrafanaWorkspace")
+    if found.stack is None or workspace is None:
+        raise UserError(
+            f"cluster {config.name} has no Grafana workspace; write observability: grafana into "
+            f"{arguments.config} and run: hyperpod.py create"
+        )
+    names = ", ".join(path.stem for path in FILES)
+    if arguments.dry_run:
+        print(f"would put data sources and the dashboards {names} into {workspace}")
+        return
+    confirm(
+        f"This puts the dashboards {names} into {workspace} as a service account, which AWS bills as one "
+        "who edits this month.",
+        arguments,
+    )
+    for address in import_dashboards(aws, outputs(found.stack), workspace):
+        print(address)
+    people = '[{"action": "ADD", "role": "ADMIN", "users": [{"id": "USER_ID", "type": "SSO_USER"}]}]'
+    print("let somebody in, with the user's id in IAM Identity Center:")
+    print(
+        f"  aws grafana update-permissions --region {config.region} --workspace-id {workspace} "
+        f"--update-instruction-batch '{people}'"
+    )
 
 
 def delete(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:

@@ -81,7 +81,6 @@ class Options:
     continuous_provisioning: bool = True
     deep_health_checks: bool = False
     on_init_complete: str | None = "on_init_complete.sh"
-    observability_workspace: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
 
 
@@ -99,6 +98,7 @@ class ClusterConfig:
     fsx: Fsx = field(default_factory=Fsx)
     users: dict[str, User] = field(default_factory=dict)
     budget: Budget | None = None
+    observability: str | None = None
     options: Options = field(default_factory=Options)
     folder: Path = field(default=Path(), metadata={"from_file": False})
 

@@ -43,6 +43,8 @@ class Inventory:
                 "NatGateway": "NAT gateway",
                 "NatAddress": "public address",
                 "LifecycleBucket": "bucket",
+                "PrometheusWorkspace": "Prometheus workspace, with ALL METRICS,",
+                "GrafanaWorkspace": "Grafana workspace, with its dashboards,",
             }
             lines += [f"{bills[name]} {self.resources[name]}" for name in bills if name in self.resources]
             lines.append(f"stack {self.stack['StackName']} around them ({self.stack['StackStatus']}; free)")

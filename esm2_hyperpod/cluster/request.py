@@ -13,7 +13,7 @@ DEEP_HEALTH_CHECKS = ["InstanceStress", "InstanceConnectivity"]
 
 @dataclass(frozen=True)
 class StackOutputs:
-    """The outputs of `network_and_storage.yaml`, by their names there."""
+    """The outputs of `network_and_storage.yaml`, by their names there; empty for what was not asked for."""
 
     VpcId: str
     SubnetId: str
@@ -23,6 +23,8 @@ class StackOutputs:
     FsxId: str
     FsxDnsName: str
     FsxMountName: str
+    PrometheusEndpoint: str = ""
+    GrafanaEndpoint: str = ""
 
 
 def example_outputs(config: ClusterConfig) -> StackOutputs:

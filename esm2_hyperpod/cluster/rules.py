@@ -29,6 +29,8 @@ TAKEN_USERS = ("root", "ubuntu", "ssm-user", "slurm", "munge")
 TAKEN_FOLDERS = ("data", "runs", "csv", "processed")
 # AWS's add-users extension counts from 2001, too; Debian's accounts of people end at 59999.
 USER_IDS = range(2001, 60_000)
+# What `observability` asks for, by the names of botocore.
+SERVICES_OF = {"prometheus": ["amp"], "grafana": ["amp", "grafana"]}
 DOCKER_BRIDGE = ipaddress.ip_network("172.17.0.0/16")
 PRIVATE_RANGES = [ipaddress.ip_network(r) for r in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
 
@@ -46,6 +48,7 @@ def config_problems(config: ClusterConfig) -> list[str]:
         _tags,
         _budget,
         _users,
+        _observability,
     )
     return [line for check in checks for line in check(config)]
 
@@ -78,11 +81,11 @@ def _place(config: ClusterConfig) -> list[str]:
 
 
 @functools.cache
-def _regions() -> list[str]:
-    """Where the installed botocore says SageMaker is, in all partitions."""
+def _regions(service: str = "sagemaker") -> list[str]:
+    """Where the installed botocore says a service is, in all partitions."""
     session = botocore.session.get_session()
     partitions = session.get_available_partitions()
-    return [r for p in partitions for r in session.get_available_regions("sagemaker", p)]
+    return [r for p in partitions for r in session.get_available_regions(service, p)]
 
 
 def _machines(config: ClusterConfig) -> list[str]:
@@ -218,25 +221,30 @@ def _lifecycle_script(config: ClusterConfig) -> list[str]:
 
 def _arns(config: ClusterConfig) -> list[str]:
     problems = []
-    forms = {
-        **{
-            f"{config.field_of(name)}.training_plan_arn": (
-                group.training_plan_arn,
-                "sagemaker",
-                "training-plan/NAME",
-            )
-            for name, group in config.worker_groups.items()
-        },
-        "options.observability_workspace": (config.options.observability_workspace, "aps", "workspace/ws-ID"),
-    }
-    for field, (arn, service, resource) in forms.items():
-        if arn is None:
-            continue
-        kind = resource.split("/")[0]
-        pattern = rf"arn:aws[a-z-]*:{service}:{re.escape(config.region)}:\d{{12}}:{kind}/[\w-]+"
-        if not re.fullmatch(pattern, arn):
-            remedy = f"use arn:aws:{service}:{config.region}:ACCOUNT:{resource}"
-            problems.append(problem(field, arn, f"is not a {kind} of {config.region}", remedy))
+    for name, group in config.worker_groups.items():
+        arn, field = group.training_plan_arn, f"{config.field_of(name)}.training_plan_arn"
+        form = rf"arn:aws[a-z-]*:sagemaker:{re.escape(config.region)}:\d{{12}}:training-plan/[\w-]+"
+        if arn is not None and not re.fullmatch(form, arn):
+            remedy = f"use arn:aws:sagemaker:{config.region}:ACCOUNT:training-plan/NAME"
+            problems.append(problem(field, arn, f"is not a training-plan of {config.region}", remedy))
+    return problems
+
+
+def _observability(config: ClusterConfig) -> list[str]:
+    wanted, field = config.observability, "observability"
+    if wanted is None:
+        return []
+    if wanted not in SERVICES_OF:
+        return [problem(field, wanted, "is not known", "write prometheus, grafana, or null for none")]
+    problems = []
+    for service in SERVICES_OF[wanted]:
+        if config.region in _regions() and config.region not in _regions(service):
+            remedy = "write null" if service == "amp" else "write prometheus, and use a Grafana of your own"
+            return [problem(field, wanted, f"AWS has no {service} in {config.region}", remedy)]
+    if not _our_script(config):
+        wrong = "starts no exporters, which a file beside cluster.yaml must do on each new node"
+        remedy = "write on_init_complete.sh, or observability: null"
+        problems.append(problem("options.on_init_complete", config.options.on_init_complete, wrong, remedy))
     return problems
 
 
@@ -280,9 +288,14 @@ def _users(config: ClusterConfig) -> list[str]:
         if not is_public_key(user.key):
             remedy = "copy the line from ~/.ssh/id_ed25519.pub"
             problems.append(problem(f"{field}.key", user.key, "is not an SSH public key", remedy))
-    script = config.options.on_init_complete
-    if config.users and (script is None or script.startswith("s3://")):
+    if config.users and not _our_script(config):
         wrong = "makes no users, which a file beside cluster.yaml must do on each new node"
         remedy = "write on_init_complete.sh, or users: {}"
-        problems.append(problem("options.on_init_complete", script, wrong, remedy))
+        problems.append(problem("options.on_init_complete", config.options.on_init_complete, wrong, remedy))
     return problems
+
+
+def _our_script(config: ClusterConfig) -> bool:
+    """Whether the nodes run a script that hyperpod.py uploads, with what belongs to it."""
+    script = config.options.on_init_complete
+    return script is not None and not script.startswith("s3://")

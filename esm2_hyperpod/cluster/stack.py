@@ -8,6 +8,7 @@ from botocore.exceptions import ClientError
 
 from esm2_hyperpod.cluster.aws import Aws, wait_until
 from esm2_hyperpod.cluster.config import ClusterConfig
+from esm2_hyperpod.cluster.observability import node_files
 from esm2_hyperpod.cluster.request import StackOutputs, lifecycle_location
 from esm2_hyperpod.cluster.rules import subnets
 from esm2_hyperpod.errors import UserError
@@ -17,7 +18,7 @@ USABLE = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMP
 DEAD = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED")
 CREATE_MINUTES = 60
 # Can be changed without touching network or data; with the value that means "none", as in a stack of before.
-CHANGEABLE = {"ObservabilityWorkspaceArn": "", "BudgetEmail": "", "BudgetUsd": "0", "DataBucket": ""}
+CHANGEABLE = {"Observability": "", "BudgetEmail": "", "BudgetUsd": "0", "DataBucket": ""}
 USERS_FILE = "users.txt"
 LEGACY_TOPOLOGY = "provisioning_parameters.json"
 
@@ -35,13 +36,15 @@ def find_stack(aws: Aws, name: str) -> dict[str, Any] | None:
 def outputs(stack: dict[str, Any]) -> StackOutputs:
     """The outputs of a finished stack; raises `UserError` if some are missing."""
     values = {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
-    names = {field.name for field in dataclasses.fields(StackOutputs)}
-    if missing := names - values.keys():
+    fields = dataclasses.fields(StackOutputs)
+    names = {field.name for field in fields}
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+    if missing := needed - values.keys():
         raise UserError(
             f"stack {stack['StackName']}: has no output {', '.join(sorted(missing))}, so another tool "
             "made it; choose another name in cluster.yaml"
         )
-    return StackOutputs(**{name: values[name] for name in names})
+    return StackOutputs(**{name: value for name, value in values.items() if name in names})
 
 
 def ensure_stack(aws: Aws, config: ClusterConfig, template: Path) -> StackOutputs:
@@ -83,15 +86,15 @@ def parameters(config: ClusterConfig) -> dict[str, str]:
         "PublicCidr": public,
         "FsxSizeGb": str(config.fsx.size_gb),
         "FsxThroughput": str(config.fsx.throughput),
-        "ObservabilityWorkspaceArn": config.options.observability_workspace or "",
+        "Observability": config.observability or "",
         "DataBucket": config.fsx.data_bucket or "",
         "BudgetEmail": config.budget.email if config.budget else "",
         "BudgetUsd": str(config.budget.usd_per_month if config.budget else 0),
     }
 
 
-def upload_script(aws: Aws, config: ClusterConfig, bucket: str) -> None:
-    """Upload `options.on_init_complete`, or check that the script already in S3 is there.
+def upload_script(aws: Aws, config: ClusterConfig, made: StackOutputs) -> None:
+    """Upload `options.on_init_complete` and what it reads, or check that the script already in S3 is there.
 
     Raises `UserError` if it is missing, or if the legacy topology file is beside it: HyperPod refuses a
     cluster that has both that file and SlurmConfig.
@@ -99,12 +102,13 @@ def upload_script(aws: Aws, config: ClusterConfig, bucket: str) -> None:
     script = config.options.on_init_complete
     if script is None:
         return
-    folder, name = lifecycle_location(script, bucket)
+    folder, name = lifecycle_location(script, made.LifecycleBucket)
     bucket_name, _, prefix = folder.removeprefix("s3://").partition("/")
     s3 = aws.client("s3")
     if not script.startswith("s3://"):
-        s3.put_object(Bucket=bucket_name, Key=f"{prefix}/{name}", Body=(config.folder / script).read_bytes())
-        s3.put_object(Bucket=bucket_name, Key=f"{prefix}/{USERS_FILE}", Body=users_file(config).encode())
+        files = {name: (config.folder / script).read_bytes(), USERS_FILE: users_file(config).encode()}
+        for key, content in (node_files(config, made) | files).items():
+            s3.put_object(Bucket=bucket_name, Key=f"{prefix}/{key}", Body=content)
         print(f"uploaded {script} to {folder}/{name}, and {len(config.users)} users beside it")
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket_name, Prefix=f"{prefix}/")
     keys = {item["Key"].removeprefix(f"{prefix}/") for page in pages for item in page.get("Contents", [])}
@@ -141,6 +145,12 @@ def _arguments(config: ClusterConfig, template: Path) -> dict[str, Any]:
         "Capabilities": ["CAPABILITY_IAM"],
         "Tags": [{"Key": key, "Value": value} for key, value in config.options.tags.items()],
     }
+
+
+def would_lose_metrics(config: ClusterConfig, stack: dict[str, Any]) -> bool:
+    """Whether an update of the stack would remove its Prometheus workspace."""
+    made_with = {p["ParameterKey"]: p["ParameterValue"] for p in stack.get("Parameters", [])}
+    return bool(made_with.get("Observability")) and not config.observability
 
 
 def _changed_permissions(config: ClusterConfig, stack: dict[str, Any]) -> bool:

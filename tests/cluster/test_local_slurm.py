@@ -1,5 +1,6 @@
 """cluster_setup/local_slurm.sh: a real Slurm, apart from any other, of which nothing stays behind."""
 
+import getpass
 import subprocess
 from pathlib import Path
 
@@ -73,6 +74,34 @@ def test_jobs_run_on_all_nodes_and_a_requeued_one_keeps_its_id_and_its_log(slurm
     assert set(idle) == {"node1", "node2", "node3"} and all(
         0 <= t.total_seconds() < 600 for t in idle.values()
     )
+
+
+def test_what_slurm_does_becomes_metrics(slurm, tmp_path):
+    """A job whose name has all that the format must escape, one that waits, and a node given up."""
+    job = slurm.sbatch("--nodes=1", "--job-name", 'a|b"c\\', "--wrap=sleep 600")
+    waiting = slurm.sbatch("--nodes=3", "--wrap=true")
+    slurm.until(lambda: slurm.field(job, "JobState") == "RUNNING", "the job to start", job=job)
+    slurm.run("scontrol", "update", "nodename=node3", "state=fail", "reason=Action:Replace")
+    try:
+        slurm.run("python3", "cluster_setup/slurm_metrics.py", str(tmp_path / "slurm.prom"))
+    finally:
+        slurm.run("scontrol", "update", "nodename=node3", "state=resume")
+        slurm.run("scancel", job, waiting)
+    lines = (tmp_path / "slurm.prom").read_text().splitlines()
+    user = getpass.getuser()
+    for line in (
+        "slurm_up 1",
+        'slurm_nodes{partition="dev",state="allocated"} 1',
+        'slurm_nodes{partition="dev",state="fail"} 1',
+        'slurm_node_action{node="node3",action="Replace"} 1',
+        'slurm_jobs{state="RUNNING",user=""} 0',
+        f'slurm_jobs{{state="RUNNING",user="{user}"}} 1',
+        f'slurm_jobs{{state="PENDING",user="{user}"}} 1',
+        rf'slurm_job_nodes{{jobid="{job}",name="a|b\"c\\",user="{user}"}} 1',
+    ):
+        assert line in lines, lines
+    slurm.until(lambda: slurm.run("sinfo", "-h", "-o", "%t").strip() == "idle", "all nodes idle")
+    assert [path.name for path in tmp_path.iterdir()] == ["slurm.prom"]
 
 
 def test_stop_leaves_nothing_not_even_what_ignores_it_and_touches_nothing_else(slurm, tmp_path):

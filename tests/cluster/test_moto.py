@@ -6,20 +6,24 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import urllib.request
 from types import SimpleNamespace
 
 import boto3
+import botocore.session
 import pytest
 import yaml
 from botocore.client import BaseClient
+from botocore.validate import ParamValidator
 from helpers import cluster_moto
 from helpers.commands import ROOT, run
 from moto.sagemaker.models import ClusterNode
+from moto.ssoadmin.models import SSOAdminBackend
 
 from esm2_hyperpod.cluster import aws as aws_module
-from esm2_hyperpod.cluster import billing, quotas, ssh
+from esm2_hyperpod.cluster import billing, commands, observability, quotas, ssh
 
 # Making clients anew for each command takes longer than the rest of it.
 shared_aws = functools.cache(aws_module.Aws)
@@ -120,6 +124,10 @@ def test_create_makes_the_cluster_with_what_the_stack_made(aws_with_cluster, hyp
         )
         users = cluster_moto.client("s3", aws_with_cluster).get_object(Bucket=bucket, Key=f"{key}/users.txt")
         assert users["Body"].read() == b""
+        conf = cluster_moto.client("s3", aws_with_cluster).get_object(
+            Bucket=bucket, Key=f"{key}/observability.conf"
+        )
+        assert conf["Body"].read() == b""  # on_init_complete.sh then starts no exporter
         assert script["Body"].read() == (CONFIG.parent / "on_init_complete.sh").read_bytes()
 
 
@@ -301,6 +309,58 @@ def test_a_second_group_is_made_and_scaled_by_its_name(aws, hyperpod, tmp_path):
     )
     wrong = hyperpod("scale", "--group", "gpu", "--count", "1", *ours, code=1).error
     assert "--group gpu: cluster.yaml has workers, cpu" in wrong
+
+
+def test_workspaces_for_metrics_come_and_go_with_one_option(aws, hyperpod, tmp_path, monkeypatch):
+    config = yaml.safe_load(CONFIG.read_text()) | {"workers": {"count": 0}}
+    (tmp_path / "on_init_complete.sh").write_text("#!/bin/bash\n")
+    ours = ["--config", tmp_path / "cluster.yaml"]
+    amp, grafana = cluster_moto.client("amp", aws), cluster_moto.StackGrafana.there
+
+    def create(wanted, code=0):
+        (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config | {"observability": wanted}))
+        return hyperpod("create", "--yes", *ours, code=code)
+
+    home, list_instances = [], SSOAdminBackend.list_instances
+    # Making a client for each region takes longer than all the rest.
+    monkeypatch.setattr(observability, "_identity_center_regions", lambda: ["us-west-2", "eu-west-1"])
+    monkeypatch.setattr(
+        SSOAdminBackend, "list_instances", lambda b: list_instances(b) if b.region_name in home else []
+    )
+    refused = create("grafana", code=1).error
+    assert "observability = 'grafana': needs IAM Identity Center" in refused and stacks(aws) == []
+    home.append("eu-west-1")  # an account's Identity Center may be in another region
+    create("grafana")
+    (workspace,) = amp.list_workspaces()["workspaces"]
+    workspace = amp.describe_workspace(workspaceId=workspace["workspaceId"])["workspace"]
+    remote_write = f"{workspace['prometheusEndpoint']}api/v1/remote_write"
+    place = {"Bucket": "sagemaker-esm2-123456789012-us-west-2", "Key": "lifecycle/observability.conf"}
+    conf = cluster_moto.client("s3", aws).get_object(**place)["Body"].read().decode()
+    assert conf == f"CLUSTER=esm2\nREGION=us-west-2\nREMOTE_WRITE={remote_write}\n"
+    there = hyperpod("status", *ours).out
+    assert f"Prometheus workspace, with ALL METRICS, {workspace['arn']}" in there
+    assert "Grafana workspace, with its dashboards, g-0123456789" in there
+    would = hyperpod("dashboards", "--dry_run", *ours).out
+    assert would == "would put data sources and the dashboards efa, fsx, gpu, slurm into g-0123456789\n"
+    assert "bills as one who edits this month. There is" in hyperpod("dashboards", *ours, code=1).error
+    asked = []
+    monkeypatch.setattr(
+        commands, "import_dashboards", lambda *words: asked.append(words) or ["https://g-0/d/x"]
+    )
+    said = hyperpod("dashboards", "--yes", *ours).out
+    assert "https://g-0/d/x\n" in said and asked[0][2] == "g-0123456789"
+    assert asked[0][1].GrafanaEndpoint == "https://g-0123456789.grafana-workspace.us-west-2.amazonaws.com"
+    let_in = shlex.split(said.splitlines()[-1])
+    assert let_in[:3] == ["aws", "grafana", "update-permissions"]
+    batch = {"workspaceId": let_in[6], "updateInstructionBatch": json.loads(let_in[8])}
+    model = botocore.session.get_session().get_service_model("grafana").operation_model("UpdatePermissions")
+    assert not ParamValidator().validate(batch, model.input_shape).has_errors()
+    assert len(grafana) == 1 and grafana[0]["AuthenticationProviders"] == ["AWS_SSO"]
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))  # without observability
+    assert "removes the Prometheus workspace with ALL METRICS" in hyperpod("create", *ours, code=1).error
+    assert len(amp.list_workspaces()["workspaces"]) == 1
+    assert "all removed; nothing bills" in hyperpod("delete", "--yes", *ours).out
+    assert amp.list_workspaces()["workspaces"] == [] and grafana == []
 
 
 def test_nothing_is_made_without_a_yes_nor_in_a_dry_run(aws, hyperpod):
@@ -536,6 +596,9 @@ def test_the_page_line_by_line(aws, hyperpod, tmp_path):
         words = command.partition(" >>")[0].split()
         if words[0] not in ("plan", "create") and clusters(aws) == []:
             hyperpod("create", "--yes")  # an earlier line has removed it
+        if words[0] == "dashboards":  # with another cluster.yaml; the test of the workspaces runs it
+            assert "has no Grafana workspace" in hyperpod(*words, code=1).error
+            continue
         if words[0] == "connect":
             words.append("--dry_run")
         if "--ssh_config" in words:

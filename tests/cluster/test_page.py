@@ -52,7 +52,7 @@ def test_the_table_of_commands_is_what_help_says(parse, capsys):
 def test_every_command_line_of_the_page_is_accepted(parse):
     lines = re.findall(r"^python cluster_setup/hyperpod\.py (.*?)(?: >> .*)?$", CODE, re.M)
     assert {line.split()[0] for line in lines} == {
-        "plan", "create", "status", "connect", "scale", "check", "update", "delete"
+        "plan", "create", "status", "connect", "scale", "check", "update", "dashboards", "delete"
     }  # fmt: skip
     for line in lines:
         assert parse(*line.split()).command == line.split()[0]
@@ -112,14 +112,17 @@ def test_the_nodes_set_up_keeps_shared_memory_and_makes_the_users_folder_however
 
 def test_exporters_beside_the_script_are_started_by_it_and_their_failure_is_said(tmp_path):
     shutil.copy(SETUP / "on_init_complete.sh", tmp_path)
-    setup = tmp_path / "observability" / "setup_observability.sh"
-    setup.parent.mkdir()
+    setup, conf = tmp_path / "observability.sh", tmp_path / "observability.conf"
     setup.write_text(f"touch {tmp_path}/started\n")
+    conf.write_text("")  # as hyperpod.py uploads it where there is no workspace
+    set_up_node(tmp_path, mounted=True)
+    assert not (tmp_path / "started").exists()
+    conf.write_text("CLUSTER=esm2\n")
     warnings, folder = set_up_node(tmp_path, mounted=True)
     assert warnings == "" and (tmp_path / "started").exists() and folder.is_dir()
     setup.write_text("exit 3\n")
     warnings, _ = set_up_node(tmp_path, mounted=True)
-    assert "the exporters were not started" in warnings
+    assert "not all metrics leave this node" in warnings
 
 
 def test_users_get_accounts_and_homes_on_each_new_node_once(tmp_path):

@@ -116,7 +116,12 @@ PLANTED = [
     ({"options.on_init_complete": "missing.sh"}, "options.on_init_complete", "correct the path"),
     ({"options.on_init_complete": "not_a_script.sh"}, "options.on_init_complete", "first line"),
     ({"options.on_init_complete": "s3://mine/a/b.sh"}, "options.on_init_complete", "s3://sagemaker-esm2-"),
-    ({"options.observability_workspace": "ws-1"}, "options.observability_workspace", "arn:aws:aps:us-west-2"),
+    ({"observability": "yes"}, "observability", "write prometheus, grafana, or null"),
+    ({"observability": True}, "observability", "put quotes"),
+    ({"observability": "grafana", "region": "eu-north-1", "availability_zone": "eu-north-1a"},
+     "observability", "write prometheus, and use a Grafana of your own"),
+    ({"observability": "prometheus", "options.on_init_complete": None}, "options.on_init_complete",
+     "or observability: null"),
     ({"options.tags": {"aws:x": "y"}}, "options.tags.aws:x", "rename the tag"),
     ({"options.tags": {"cost": 7}}, "options.tags", "put quotes around each value"),
     ({"options.tags": "cost"}, "options.tags", "must map words to words"),
@@ -230,6 +235,20 @@ def test_a_group_of_its_own_for_the_steps_without_gpu(tmp_path, hyperpod):
     assert "cpu: 3 x ml.c5.9xlarge, each with no GPU" in output
     assert "quota 'ml.c5.9xlarge for cluster usage' of 3 or more" in output
     assert "ml.c5.9xlarge: aws pricing get-products" in output
+
+
+def test_plan_says_what_metrics_and_dashboards_cost(tmp_path, hyperpod):
+    assert "Prometheus" not in hyperpod("plan").out
+    output = hyperpod("plan", "--config", planted(tmp_path, {"observability": "grafana"})).out
+    # every 30 s: 100 of each of 3 machines, 9 of each of 8 GPUs, 36 of each of 2 EFA devices
+    million = (3 * 100 + 8 * 9 + 2 * 36) * 730 * 120 / 1e6
+    assert (
+        f"about {million:.0f} million samples a month; of these 40 million are free, then 0.90 USD" in output
+    )
+    assert "9 USD a month for each person or service account that edits" in output
+    assert output.count("https://aws.amazon.com/") == 2
+    alone = hyperpod("plan", "--config", planted(tmp_path, {"observability": "prometheus"})).out
+    assert "million samples" in alone and "Grafana" not in alone
 
 
 def test_plan_says_where_a_checkpoint_takes_too_long(tmp_path, hyperpod):
@@ -515,7 +534,8 @@ EVERY_OPTION = [
     {"options.deep_health_checks": True},
     {"options.on_init_complete": None},
     {"options.on_init_complete": "s3://sagemaker-esm2-123456789012-us-west-2/a/b.sh"},
-    {"options.observability_workspace": "arn:aws:aps:us-west-2:123456789012:workspace/ws-1"},
+    {"observability": "prometheus"},
+    {"observability": "grafana"},
     {"options.tags": {"project": "esm2", "owner": "me"}},
 ]
 
@@ -527,9 +547,9 @@ def test_plan_prints_a_request_that_aws_takes_for_every_option_in_its_turn(tmp_p
         assert_that_aws_takes(request)
         requests.append(json.dumps(request))
     # Each reaches the request, but for those of the stack.
-    of_the_stack = ("fsx", "budget", "users", "options.vpc_cidr", "options.observability")
+    of_the_stack = ("fsx", "budget", "users", "options.vpc_cidr", "observability")
     same = [changes for changes, request in zip(EVERY_OPTION, requests) if request == requests[0]]
-    assert [next(iter(changes), "").startswith(of_the_stack) for changes in same[1:]] == [True] * 7
+    assert [next(iter(changes), "").startswith(of_the_stack) for changes in same[1:]] == [True] * 8
     fields = {field for changes in EVERY_OPTION for field in changes}
     sections = ("workers", "controller", "fsx", "options")
     assert fields == {f for f in SHIPPED if f not in sections} | {
@@ -548,6 +568,7 @@ def changes_to_every_field(draw):
     region = draw(st.sampled_from(["us-west-2", "eu-central-1", "ap-northeast-1"]))
     name = draw(st.text("abc019", min_size=1, max_size=25))
     bucket = f"s3://sagemaker-{name}-123456789012-{region}"
+    script = draw(st.sampled_from([None, "on_init_complete.sh", f"{bucket}/a/b.sh"]))
     fields = {
         "name": st.just(name),
         "region": st.just(region),
@@ -570,9 +591,10 @@ def changes_to_every_field(draw):
         "options.node_recovery": st.sampled_from(["Automatic", "None"]),
         "options.continuous_provisioning": st.booleans(),
         "options.deep_health_checks": st.booleans(),
-        "options.on_init_complete": st.sampled_from([None, "on_init_complete.sh", f"{bucket}/a/b.sh"]),
-        "options.observability_workspace": st.sampled_from(
-            [None, f"arn:aws:aps:{region}:123456789012:workspace/ws-1"]
+        "options.on_init_complete": st.just(script),
+        # Only a script of ours starts what sends metrics.
+        "observability": st.sampled_from(
+            [None, "prometheus", "grafana"] if script == "on_init_complete.sh" else [None]
         ),
         "options.tags": st.dictionaries(TAG, TAG, max_size=3),
     }

@@ -38,7 +38,7 @@ def aws(monkeypatch, clients):
     """An Aws whose clients answer only what a test has queued, and whose waits take no time."""
     monkeypatch.setattr(aws_module, "POLL_SECONDS", 0)
     connection = Aws("us-west-2")
-    connection._clients = clients
+    connection._clients = {(service, "us-west-2"): client for service, client in clients.items()}
     connection.stubs = {service: Stubber(client) for service, client in clients.items()}
     for stub in connection.stubs.values():
         stub.activate()

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import fnmatch
 import json
+import re
 from pathlib import Path
 
 import cfnlint
@@ -28,6 +29,7 @@ CONFIG = checked_config(ROOT / "cluster_setup" / "cluster.yaml")
 IAM = json.loads((Path(cfnlint.__file__).parent / "data/AdditionalSpecs/Policies.json").read_text())
 # The table names a resource for it that metrics do not have; its namespace condition is the limit.
 LIMITED_BY_CONDITION = {"cloudwatch:PutMetricData": "cloudwatch:namespace"}
+READING_METRICS = ("cloudwatch:GetMetricData", "cloudwatch:ListMetrics")  # there, too, and they only read
 
 
 def lint_errors(template: str) -> list[str]:
@@ -83,6 +85,7 @@ def test_the_network_is_halved(network, private, public):
 def statements():
     policies = RESOURCES["ExecutionRole"]["Properties"]["Policies"]
     policies = [*policies, RESOURCES["ObservabilityPolicy"]["Properties"]]
+    policies += RESOURCES["GrafanaRole"]["Properties"]["Policies"]
     return [s for policy in policies for s in policy["PolicyDocument"]["Statement"]]
 
 
@@ -98,7 +101,7 @@ def test_the_role_may_do_no_more_than_it_needs(statement):
         assert "*" not in action
         assert name.lower() in IAM[service]["Actions"], f"{action} is no action of {service}"
         narrower = IAM[service]["Actions"][name.lower()].get("Resources")
-        if "*" in listed(statement["Resource"]) and narrower:
+        if "*" in listed(statement["Resource"]) and narrower and action not in READING_METRICS:
             assert LIMITED_BY_CONDITION[action] in statement["Condition"]["StringEquals"]
         if "*" not in listed(statement["Resource"]):
             assert narrower, f"{action} takes no resource, so a narrower one would never match"
@@ -106,7 +109,9 @@ def test_the_role_may_do_no_more_than_it_needs(statement):
 
 def test_a_star_resource_is_explained_where_it_stands():
     stars = [s["Sid"] for s in statements() if "*" in listed(s["Resource"])]
-    assert sorted(stars) == ["DescribeNetwork", "LogInToRegistry", "OpenShellSessions", "WriteClusterMetrics"]
+    assert sorted(stars) == [
+        "DescribeNetwork", "LogInToRegistry", "OpenShellSessions", "ReadMetricsOfFsx", "WriteClusterMetrics"
+    ]  # fmt: skip
     for sid in stars:
         assert f"- Sid: {sid} # " in TEXT
 
@@ -116,7 +121,10 @@ OPERATOR = json.loads((ROOT / "cluster_setup" / "operator_policy.json").read_tex
 FOR_OTHER_PROPERTIES = (
     "AcceptAddressTransfer AttachVpnGateway DetachVpnGateway CreateVpcEncryptionControl AllowMultiRegion "
     "CreateServiceNetworkVpcEndpointAssociation DescribeServiceNetworkVpcEndpointAssociation "
-    "GetBillingViewData"
+    "GetBillingViewData CreateAlertManagerDefinition DeleteAlertManagerDefinition CreateLoggingConfiguration "
+    "DeleteLoggingConfiguration CreateQueryLoggingConfiguration DeleteQueryLoggingConfiguration "
+    "UpdateWorkspaceConfiguration CreateLogDelivery GetLogDelivery ListLogDeliveries DeleteLogDelivery "
+    "PutResourcePolicy CreateGrant Decrypt GenerateDataKey GetManagedPrefixListEntries"
 ).split()
 
 
@@ -146,9 +154,11 @@ def test_the_operators_policy_allows_what_cloudformation_does_to_make_and_remove
         "s3:PutObject": f"arn:aws:s3:::sagemaker-esm2-{account}-us-west-2/lifecycle/on_init_complete.sh",
         "cloudformation:CreateStack": f"arn:aws:cloudformation:us-west-2:{account}:stack/esm2-hyperpod/1",
         "logs:DeleteLogGroup": f"arn:aws:logs:us-west-2:{account}:log-group:/aws/sagemaker/Clusters/esm2/abc",
+        "iam:TagRole": f"arn:aws:iam::{account}:role/esm2-hyperpod-GrafanaRole-1A2B3C",
         "ssm:StartSession": f"arn:aws:sagemaker:us-west-2:{account}:cluster/abcdefghij12",
     }.items():
         assert allowed(action, resource), action
+    assert len("".join(json.dumps(OPERATOR).split())) + 40 < 6144  # IAM counts a policy without white space
     assert not allowed("iam:CreateRole", f"arn:aws:iam::{account}:role/Admin")
     assert not allowed("s3:GetObject", "arn:aws:s3:::somebody-elses/secret")
 
@@ -169,6 +179,26 @@ def test_the_data_bucket_is_linked_only_where_there_is_one_and_never_deleted():
     assert "AutoExportPolicy" not in links["DataFromBucket"]["Properties"]["S3"]
     assert links[ASSOCIATION]["Properties"]["S3"] == {"AutoExportPolicy": {"Events": ["NEW", "CHANGED"]}}
     assert [name for name, r in RESOURCES.items() if r["Type"] == "AWS::S3::Bucket"] == ["LifecycleBucket"]
+
+
+def test_workspaces_for_metrics_are_made_only_where_asked_for_and_read_only_what_they_show():
+    workspaces = {name: r for name, r in RESOURCES.items() if r["Type"].endswith("::Workspace")}
+    assert {name: r["Condition"] for name, r in workspaces.items()} == {
+        "PrometheusWorkspace": "HasPrometheus", "GrafanaWorkspace": "HasGrafana"
+    }  # fmt: skip
+    assert TEMPLATE["Parameters"]["Observability"]["Default"] == "" and CHANGEABLE["Observability"] == ""
+    write, grafana = RESOURCES["ObservabilityPolicy"]["Properties"], RESOURCES["GrafanaRole"]["Properties"]
+    arn = {"Fn::GetAtt": ["PrometheusWorkspace", "Arn"]}
+    remote_write = write["PolicyDocument"]["Statement"][0]
+    assert (remote_write["Action"], remote_write["Resource"]) == ("aps:RemoteWrite", arn)
+    (trust,) = grafana["AssumeRolePolicyDocument"]["Statement"]
+    assert trust["Principal"] == {"Service": "grafana.amazonaws.com"} and trust["Condition"]
+    reading = [
+        action for s in grafana["Policies"][0]["PolicyDocument"]["Statement"] for action in s["Action"]
+    ]
+    assert all(re.match(r"(aps|cloudwatch):(Get|List|Query)", action) for action in reading), reading
+    for asked in ("prometheus", "grafana"):
+        assert parameters(dataclasses.replace(CONFIG, observability=asked))["Observability"] == asked
 
 
 def test_only_sagemaker_may_take_the_role():

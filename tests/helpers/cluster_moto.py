@@ -1,16 +1,18 @@
 """moto's AWS server on loopback, with what it lacks and a HyperPod cluster needs.
 
-moto has no FSx file system in CloudFormation, no ListServiceQuotas (here a table the tests set), no
-UpdateCluster, UpdateClusterSoftware and StartClusterHealthCheck, no default for ThreadsPerCore, does not know
-that continuous provisioning takes no SlurmConfigStrategy, and cannot delete a stack's NAT gateway, its
-address, nor its route tables, without which the VPC stays.
+moto has no FSx file system and no workspaces for metrics in CloudFormation, no ListServiceQuotas (here a
+table the tests set), no UpdateCluster, UpdateClusterSoftware and StartClusterHealthCheck, no default for
+ThreadsPerCore, does not know that continuous provisioning takes no SlurmConfigStrategy, and cannot delete a
+stack's NAT gateway, its address, nor its route tables, without which the VPC stays.
 """
 
 import functools
 import json
+from typing import ClassVar
 
 import boto3
 from botocore.loaders import JSONFileLoader
+from moto.amp.models import Workspace, amp_backends
 from moto.core.common_models import CloudFormationModel
 from moto.core.responses import ActionResult
 from moto.ec2.models.elastic_ip_addresses import ElasticAddress
@@ -99,6 +101,75 @@ class StackFileSystem(FileSystem, CloudFormationModel):
 
     def delete(self, account_id, region):
         del fsx_backends[account_id][region].file_systems[self.file_system_id]
+
+
+class StackPrometheus(Workspace, CloudFormationModel):
+    """moto's Prometheus workspace as the resource AWS::APS::Workspace of a stack."""
+
+    __module__ = "moto.amp.models"
+
+    @staticmethod
+    def cloudformation_name_type():
+        return ""
+
+    @staticmethod
+    def cloudformation_type():
+        return "AWS::APS::Workspace"
+
+    @classmethod
+    def has_cfn_attr(cls, attr):
+        return attr in ("Arn", "PrometheusEndpoint")
+
+    def get_cfn_attribute(self, name):
+        return {"Arn": self.arn, "PrometheusEndpoint": self.endpoint}[name]
+
+    @property
+    def physical_resource_id(self):
+        return self.arn
+
+    @classmethod
+    def create_from_cloudformation_json(
+        cls, resource_name, cloudformation_json, account_id, region, **kwargs
+    ):
+        backend = amp_backends[account_id][region]
+        alias = cloudformation_json["Properties"]["Alias"]
+        made = cls(account_id, region, alias, backend.list_tags_for_resource)
+        backend.workspaces[made.workspace_id] = made
+        return made
+
+    def delete(self, account_id, region):
+        del amp_backends[account_id][region].workspaces[self.workspace_id]
+
+
+class StackGrafana(CloudFormationModel):
+    """AWS::Grafana::Workspace, a service that moto does not have."""
+
+    __module__ = "moto.amp.models"
+    there: ClassVar[list] = []
+    physical_resource_id = "g-0123456789"
+
+    @staticmethod
+    def cloudformation_name_type():
+        return ""
+
+    @staticmethod
+    def cloudformation_type():
+        return "AWS::Grafana::Workspace"
+
+    @classmethod
+    def has_cfn_attr(cls, attr):
+        return attr == "Endpoint"
+
+    def get_cfn_attribute(self, name):
+        return "g-0123456789.grafana-workspace.us-west-2.amazonaws.com"
+
+    @classmethod
+    def create_from_cloudformation_json(cls, resource_name, cloudformation_json, *arguments, **kwargs):
+        cls.there.append(cloudformation_json["Properties"])
+        return cls()
+
+    def delete(self, account_id, region):
+        self.there.clear()
 
 
 def _quotas_in(table):

@@ -276,13 +276,22 @@ def test_time_limit(slurm):
     output, in_peace = slurm.fsx / "ddp-time-limit", slurm.fsx / "ddp-no-time-limit"
     long = ["2.train_ddp.sh", *TINY, "--max_steps", "1000000", "--save_steps", "1000000"]
     job = slurm.sbatch("--time=1", "--signal=B:USR1@30", *long, "--output_dir", str(output))
-    slurm.until(lambda: slurm.field(job, "Restarts") == "2", "two requeues", 900, job)
-    slurm.until(lambda: len(read_run(output)["sessions"]) == 3, "the third start", job=job)
+    # On a slow machine the clock may end a start before its first step; then there is one more.
+    begun: list[int] = []
+
+    def resumed_after_two_limits() -> bool:
+        restarts = int(slurm.field(job, "Restarts"))
+        if (output / "run.json").exists():
+            begun[:] = [session["from_step"] for session in read_run(output)["sessions"]]
+        return restarts >= 2 and len(set(begun)) >= 3
+
+    slurm.until(
+        resumed_after_two_limits, "two starts from where the clock had ended the one before", 1500, job
+    )
     slurm.run("scancel", job)
     slurm.wait(job)
     assert "DUE TO TIME LIMIT" not in slurm.log(job)
-    begun = [session["from_step"] for session in read_run(output)["sessions"]]
-    assert 0 == begun[0] < begun[1] < begun[2]
+    assert begun[0] == 0 and begun == sorted(begun)
     steps = logged_losses(output)[-1][0] + 1  # however far this machine came
     for folder in (output, in_peace):
         job = slurm.sbatch(*long, "--stop_after_steps", str(steps), "--output_dir", str(folder))
