@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import TrainingArguments
 
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.pretraining.masking import REPLACEMENTS
@@ -24,7 +25,7 @@ class PretrainingArguments(RunArguments):
         "model_size model_name_or_path config_name num_hidden_layers hidden_size num_attention_heads "
         "intermediate_size seed max_seq_length tokens_per_device global_batch_tokens packing "
         "mlm_probability mask_replace lr_schedule max_steps learning_rate warmup_steps adam_beta1 "
-        "adam_beta2 adam_epsilon weight_decay max_grad_norm"
+        "adam_beta2 adam_epsilon weight_decay max_grad_norm muon"
     )
     USE_INSTEAD = RunArguments.USE_INSTEAD | {
         "per_device_train_batch_size": "--tokens_per_device",
@@ -97,6 +98,10 @@ class PretrainingArguments(RunArguments):
     max_steps: int = option(500_000, "Optimizer steps of the schedule; -1 takes --num_train_epochs.")
     learning_rate: float = option(4e-4, "Peak learning rate (ESM-2 15B: 1.6e-4).")
     warmup_steps: float | None = option(None, "Default: 2,000, or a tenth of --max_steps if that is less.")
+    optim: str = option(
+        TrainingArguments.default_optim,
+        "muon is for the layers' matrices, AdamW for the rest; or Trainer's.",
+    )
     adam_beta2: float = option(0.98, "Adam's second beta.")
     save_steps: float = option(500, "Steps between checkpoints.")
     save_total_limit: int | None = option(3, "Checkpoints to keep, the best one not counted.")
@@ -119,6 +124,9 @@ class PretrainingArguments(RunArguments):
                 f"--max_seq_length {self.max_seq_length}: must lie between 3 and "
                 f"--tokens_per_device {self.tokens_per_device}, because sequences are never split"
             )
+        self.muon = self.optim == "muon" or None  # None: what the records of older runs have
+        if self.muon:
+            self.optim = PretrainingArguments.__dataclass_fields__["optim"].default
         self._settle_parallel()
         if self.model_name_or_path:
             for name in ("config_name", *self.shape):
@@ -184,6 +192,8 @@ class PretrainingArguments(RunArguments):
             raise UserError(f"{asked}: needs packs; leave out --packing false")
         if self.tp_size > 1 and self.precision == "fp8":
             raise UserError(f"{asked}: not with --precision fp8; use bf16, or --cp_size")
+        if self.tp_size > 1 and self.muon:
+            raise UserError(f"{asked}: not with --optim muon, which wants whole rows")
         if self.parts > 1 and os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true":
             raise UserError(f"{asked}: not with fsdp_offload_params in accelerate_fsdp.yaml")
         if self.tokens_per_device % self.parts:

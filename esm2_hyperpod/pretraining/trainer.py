@@ -19,6 +19,7 @@ from esm2_hyperpod.pretraining.batches import BatchMaker
 from esm2_hyperpod.pretraining.data import Split
 from esm2_hyperpod.pretraining.deferred import build_deferred, read_on_first_rank
 from esm2_hyperpod.pretraining.epochs import StepSampler
+from esm2_hyperpod.pretraining.muon import Muon
 from esm2_hyperpod.pretraining.parallel import (
     check_heads,
     choose_replicas_and_checkpointing,
@@ -193,6 +194,12 @@ class PretrainingTrainer(ResumableTrainer):
         if self._shards is not None:
             shard(self.accelerator, self.model, self._shards, fill_in=not self.first_step)
             self._shards.weights = ()  # drawn; what they were drawn from may go
+        if self.args.muon:
+            layers = self.model.esm.encoder.layer
+            _, adamw = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            matrices = [one for one in layers.parameters() if one.ndim == 2]
+            dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+            self.optimizer_cls_and_kwargs = Muon, {"matrices": matrices, "dtype": dtype, **adamw}
         optimizer = super().create_optimizer(model)
         self._optimized = [list(group["params"]) for group in optimizer.param_groups]
         return optimizer

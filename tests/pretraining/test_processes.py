@@ -79,6 +79,23 @@ def test_a_run_moves_from_one_layout_to_another(tokenized, undisturbed, tmp_path
     assert_close(metrics(tmp_path), metrics(undisturbed))
 
 
+def test_muon_is_the_same_whole_and_sharded(tokenized, undisturbed, tmp_path):
+    train(tokenized, tmp_path / "one", "--optim", "muon")
+    launch(tokenized, tmp_path / "fsdp", "--optim", "muon", fsdp=True)
+    assert_close(metrics(tmp_path / "fsdp"), metrics(tmp_path / "one"))
+    assert metrics(tmp_path / "one") != metrics(undisturbed)
+
+
+@on_demand
+def test_muon_under_ddp_and_moved_to_replicas(tokenized, tmp_path):
+    train(tokenized, tmp_path / "one", "--optim", "muon")
+    launch(tokenized, tmp_path / "ddp", "--optim", "muon")
+    launch(tokenized, tmp_path / "moved", "--optim", "muon", "--stop_after_steps", "4", fsdp=True)
+    launch(tokenized, tmp_path / "moved", "--optim", "muon", *REPLICAS, processes=4, fsdp=True)
+    for name in ("ddp", "moved"):
+        assert_close(metrics(tmp_path / name), metrics(tmp_path / "one"))
+
+
 @on_demand
 def test_context_parallel_without_shards_and_compiled(tokenized, undisturbed, tmp_path):
     launch(tokenized, tmp_path / "ddp", "--cp_size", "2")
@@ -242,5 +259,4 @@ def test_bf16_is_near_fp32_and_the_same_under_ddp_and_fsdp(tokenized, undisturbe
         launch(tokenized, tmp_path / name, "--precision", "bf16", fsdp=fsdp)
     assert metrics(tmp_path / "ddp") != metrics(undisturbed)
     assert_close(metrics(tmp_path / "ddp"), metrics(undisturbed), 2e-2)
-    assert_close(metrics(tmp_path / "ddp")[:1], metrics(tmp_path / "fsdp")[:1], 1e-6)
-    assert_close(metrics(tmp_path / "ddp"), metrics(tmp_path / "fsdp"), 1e-3)  # rounding grows with the steps
+    assert_close(metrics(tmp_path / "ddp"), metrics(tmp_path / "fsdp"), 1e-5)
