@@ -1,17 +1,20 @@
-"""Memory of one GPU in pretraining, by part, by formula. In w, a token's width; bf16 over packs.
+"""Memory of one GPU in pretraining, by part, by formula; bf16 over packs.
 
-What a layer's backward pass keeps of its forward pass, a token (`esm/packed.py`, in the order of its code):
+What a layer's backward pass keeps of its forward pass, in bytes a token (`esm/packed.py`, in the order of its
+code; w the width, f the feed-forward's):
 
-    4 + 2      the residual stream in fp32 and its LayerNorm's result
-    2 + 2 + 2  query and key, rotated, and value; + 4 where the three are one product that value is part of
-    2          the result of attention
-    4 + 2      the residual stream and its LayerNorm's result, again
-    8 + 8      the feed-forward's four widths, before and after GELU
-    + 4 bytes a head for the softmax, 16 for the statistics of two LayerNorms
+    4 + 2      w: the residual stream in fp32 and its LayerNorm's result
+    2 + 2 + 2  w: query and key, rotated, and value; + 4 where the three are one product that value is part of
+    2          w: the result of attention
+    4 + 2      w: the residual stream and its LayerNorm's result, again
+    2 + 2      f: the feed-forward, before and after GELU
+    + 4 a head for the softmax, 16 for the statistics of two LayerNorms
 
-Compiled, what is cheap is computed again: 28 w (counted on a CPU, where attention cuts the graph in two; a
-GPU may keep less). With activation checkpointing a layer keeps its input, 4 w, and one layer at a time all.
-`tests/planner/test_planner.py` holds this against what autograd keeps.
+Compiled, the GELU is computed again: 28 w in all (counted on a CPU, where attention cuts the graph in two; a GPU
+may keep less). With activation checkpointing a layer keeps its input, 4 w, and one layer at a time all.
+Tensor parallel divides what lies between its two products, attention and feed-forward, and not the residual
+stream and its LayerNorms (Korthikanti et al. 2022, arXiv:2205.05198). `tests/planner/test_planner.py` holds this
+against what autograd keeps.
 """
 
 from dataclasses import dataclass
@@ -29,24 +32,48 @@ MARGIN = 0.93  # of a GPU's memory may be planned with: fragments, and what this
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a model is trained on so many GPUs."""
+    """How a model is trained on so many GPUs: `replicas` copies, each in `shards` parts of `tp` GPUs each."""
 
     name: str  # "ddp" or "fsdp"
     gpus: int
     checkpointing: bool
     compiled: bool = True
+    replicas: int = 1  # of FSDP2; above 1 it is HSDP
+    tp: int = 1  # GPUs that divide each layer's weights and share a micro-batch
+    reshard: bool = True  # ZeRO-3; False, ZeRO-2, keeps gathered weights until the backward pass
 
     @property
     def shards(self) -> int:
-        """Parts that the weights are in."""
-        return self.gpus if self.name == "fsdp" else 1
+        """Parts that the weights, or tensor parallel's part of them, are in."""
+        return self.gpus // (self.replicas * self.tp) if self.name == "fsdp" else 1
+
+    @property
+    def data_ranks(self) -> int:
+        """Micro-batches that are computed at a time."""
+        return self.gpus // self.tp
 
 
-def kept_by_layer(size: Size, tokens: int, compiled: bool) -> float:
+@dataclass(frozen=True)
+class LayerBytes:
+    """Bytes of a layer, a token: a width of the residual stream, a width of attention, a feed-forward unit, and an
+    entry of the attention matrix, where a kernel writes that out."""
+
+    stream: float
+    attention: float
+    wide: float
+    matrix: float = 0.0
+
+    def of(self, size: Size, tp: int = 1, length: float = 0.0) -> float:
+        """A token's, where it attends to `length` tokens and `tp` GPUs divide the layer."""
+        divided = self.attention * size.width + self.wide * size.feed_forward
+        return self.stream * size.width + (divided + self.matrix * size.heads * length) / tp
+
+
+def kept_by_layer(size: Size, tokens: int, compiled: bool, tp: int = 1) -> float:
     """Bytes that one layer keeps for its backward pass."""
-    joined = 4 if size.width <= JOINED_WIDTH else 0
-    widths = 28 if compiled else 36 + joined
-    return tokens * (widths * size.width + 4 * size.heads + 16)
+    joined = 4 if size.width <= JOINED_WIDTH and not compiled else 0
+    kept = LayerBytes(stream=12, attention=8 + joined, wide=2 if compiled else 4)
+    return tokens * (kept.of(size, tp) + 4 * size.heads / tp + 16)
 
 
 def kept_beside_layers(size: Size, tokens: int, predicted: int) -> float:
@@ -55,30 +82,43 @@ def kept_beside_layers(size: Size, tokens: int, predicted: int) -> float:
     return head + tokens * (4 * size.width // size.heads + 4)
 
 
+def held_parameters(size: Size, strategy: Strategy) -> float:
+    """Parameters that a GPU's part of the layers, and the embedding and head, which are whole, would have."""
+    layers = size.layers * size.layer_parameters
+    return layers / strategy.tp + size.parameters - layers
+
+
+def reduces_once(size: Size, strategy: Strategy, accumulated: int) -> bool:
+    """Whether FSDP2 keeps whole gradients until a step's last micro-batch (`sharding.KEEP_WHOLE_BYTES`)."""
+    return accumulated > 1 and 4 * size.parameters <= KEEP_WHOLE_BYTES
+
+
 def memory(size: Size, strategy: Strategy, tokens: int, accumulated: int) -> dict[str, float]:
     """Bytes on one GPU by part, for micro-batches of `tokens` tokens, `accumulated` of them a step."""
-    parameters, layer = size.parameters, 12 * size.width**2 + 13 * size.width
-    root = parameters - size.layers * layer
-    sharded = parameters / strategy.shards
-    gradients = 4 * sharded
+    layer = size.layer_parameters / strategy.tp
+    held = held_parameters(size, strategy)
+    root, sharded = held - size.layers * layer, held / strategy.shards
+    gradients, buffers = 4 * sharded, 0.0
     if strategy.name == "fsdp":
-        if accumulated > 1 and 4 * parameters <= KEEP_WHOLE_BYTES:
-            gradients += 4 * parameters
-        copies = (
-            2 * root + UNITS_IN_FLIGHT * 2 * layer + 2 * (2 + 4) * layer
-        )  # weights; gradients on their way
+        if reduces_once(size, strategy, accumulated):
+            gradients += 4 * held
+        copies = 2 * root + 2 * layer * (UNITS_IN_FLIGHT if strategy.reshard else size.layers)
+        buffers = 2 * (2 + 4) * layer  # gradients on their way
         if size.width <= JOINED_WIDTH and not strategy.checkpointing:
-            copies += 6 * size.width**2 * size.layers
+            copies += 6 * size.width**2 / strategy.tp * size.layers
     else:
         copies = 2 * root + 2 * layer * (1 if strategy.checkpointing else size.layers)
-    one = kept_by_layer(size, tokens, strategy.compiled)
+    one = kept_by_layer(size, tokens, strategy.compiled, strategy.tp)
     layers = size.layers * 4 * size.width * tokens + one if strategy.checkpointing else size.layers * one
+    logits = kept_beside_layers(size, tokens, round(PREDICTED * tokens))
     return {
         "weights": 4 * sharded,
         "gradients": gradients,
         "optimizer": 8 * sharded,
-        "weights in bf16, buffers": copies,
-        "activations": layers + kept_beside_layers(size, tokens, round(PREDICTED * tokens)),
+        "weights in bf16": copies,
+        "activations": layers,
+        "embedding and logits": logits,
+        "communication buffers": buffers,
         "working": WORKING_WIDTHS * size.width * tokens,
         "reserved": 1e9 * RESERVED_GB,
     }
@@ -88,7 +128,7 @@ def largest_micro_batch(size: Size, strategy: Strategy, memory_gb: float, global
     """The most tokens of a micro-batch that fit, as a power of two from 1,024 to 65,536; 0 if none do."""
     fitting = 0
     for tokens in (1024 << power for power in range(7)):
-        accumulated = global_tokens // (tokens * strategy.gpus)
+        accumulated = global_tokens // (tokens * strategy.data_ranks)
         if accumulated < 1:
             break
         if sum(memory(size, strategy, tokens, accumulated).values()) <= MARGIN * 1e9 * memory_gb:

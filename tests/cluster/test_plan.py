@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from esm2_hyperpod.cluster.billing import load_prices
 from esm2_hyperpod.cluster.checks import checked_config
-from esm2_hyperpod.cluster.instances import has_gpu, is_arm
+from esm2_hyperpod.instances import has_gpu, is_arm
 from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
 from esm2_hyperpod.cluster.schema import accepted_types, request_problems, sagemaker_model
 from esm2_hyperpod.errors import UserError
