@@ -1,6 +1,6 @@
 """What ESM-2's own training would take: each size on rented clusters, by the planner's recommendation.
 
-    python benchmarks/planner_table.py       prints Markdown, writes benchmarks/planner.png
+python benchmarks/planner_table.py       prints Markdown, writes benchmarks/planner.png
 """
 
 import sys
@@ -37,9 +37,7 @@ def main() -> None:
 
 def row(name: str, instance: str) -> list[Way | None]:
     """The recommendation on each number of nodes."""
-    return [
-        best_way(all_ways(SIZES[name], find_machine(instance, nodes), GLOBAL_TOKENS)) for nodes in NODES
-    ]
+    return [best_way(all_ways(SIZES[name], find_machine(instance, nodes), GLOBAL_TOKENS)) for nodes in NODES]
 
 
 def cell(way: Way | None, nodes: int, instance: str) -> str:
@@ -47,7 +45,8 @@ def cell(way: Way | None, nodes: int, instance: str) -> str:
     if way is None:
         return "does not fit"
     hours = hours_of(way)
-    return f"{short(way)} {amount(way.residues_per_second)}/s {hours:,.0f} h ${amount(cost(hours, nodes, instance))}"
+    dollars = amount(cost(hours, nodes, instance))
+    return f"{short(way)} {amount(way.residues_per_second)}/s {hours:,.0f} h ${dollars}"
 
 
 def short(way: Way) -> str:
@@ -85,7 +84,9 @@ def draw(names: list[str], found: dict[tuple[str, str], list[Way | None]]) -> No
             costs = [cost(hours, nodes, instance) for nodes, hours in ways]
             panel.plot([hours / 24 for _, hours in ways], costs, marker="o", markersize=4, label=instance)
             for (nodes, hours), dollars in zip(ways, costs):
-                panel.annotate(nodes, (hours / 24, dollars), fontsize=6, xytext=(2, 3), textcoords="offset points")
+                panel.annotate(
+                    nodes, (hours / 24, dollars), fontsize=6, xytext=(2, 3), textcoords="offset points"
+                )
         panel.set_xscale("log")
         panel.set_yscale("log")
         panel.set_title(f"{name}: 500,000 updates of 2,097,152 tokens, by formula", fontsize=9)

@@ -2,8 +2,8 @@
 
     python benchmarks/planner_validation.py
 
-Their implementations are not ours. What differs is counted from their code or stated by them, and stands below:
-bytes kept and moved, padding, precision. No constant is fitted to a row, and a row that misses stays.
+Their implementations are not ours. What differs is counted from their code or stated by them, and stands
+below: bytes kept and moved, padding, precision. No constant is fitted to a row, and a row that misses stays.
 """
 
 import sys
@@ -13,10 +13,10 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from esm2_hyperpod.instances import A100_80, A10G, B200, H100, H200  # noqa: E402
-from esm2_hyperpod.planner.machines import Machine  # noqa: E402
-from esm2_hyperpod.planner.speed import COMPILED, Implementation, Step, step, three  # noqa: E402
-from esm2_hyperpod.pretraining.memory import (  # noqa: E402
+from esm2_hyperpod.instances import A10G, A100_80, B200, H100, H200
+from esm2_hyperpod.planner.machines import Machine
+from esm2_hyperpod.planner.speed import COMPILED, Implementation, Step, step, three
+from esm2_hyperpod.pretraining.memory import (
     MARGIN,
     RESERVED_GB,
     WORKING_WIDTHS,
@@ -24,7 +24,7 @@ from esm2_hyperpod.pretraining.memory import (  # noqa: E402
     Strategy,
     kept_beside_layers,
 )
-from esm2_hyperpod.sizes import SIZES, Size  # noqa: E402
+from esm2_hyperpod.sizes import SIZES, Size
 
 AWS = "AWS sample, 3.test_cases/23.SMHP-esm2/README.md"
 PAGE = "BioNeMo 2, docs/models/ESM-2"
@@ -40,31 +40,36 @@ def dgx(gpu, nodes: int) -> Machine:
     return Machine("DGX", nodes, 8, gpu, MBPS if gpu == A100_80 else 2 * MBPS)
 
 
-# Hugging Face's ESM of transformers 4.4x under bf16 autocast, attention written out, counted operation by operation:
-# between the products a forward pass moves 60 bytes a width in LayerNorms, casts and residuals, 80 around attention,
-# 60 of them in the rotation, and 22 a feed-forward unit in a GELU of five operations. An entry of the attention
-# matrix: 24 forward (scores 2, mask 6, softmax 8, cast 6, product 2), 32 backward.
+# Hugging Face's ESM of transformers 4.4x under bf16 autocast, attention written out, counted operation by
+# operation: between the products a forward pass moves 60 bytes a width in LayerNorms, casts and residuals, 80
+# around attention, 60 of them in the rotation, and 22 a feed-forward unit in a GELU of five operations. An
+# entry of the attention matrix: 24 forward (scores 2, mask 6, softmax 8, cast 6, product 2), 32 backward.
 HUGGING_FACE = Implementation(
-    replace(three(LayerBytes(stream=60, attention=80, wide=22)), matrix=56), host=4e-3, length=512, predicted=1.0
+    replace(three(LayerBytes(stream=60, attention=80, wide=22)), matrix=56),
+    host=4e-3,
+    length=512,
+    predicted=1.0,
 )
 # Compiled: our count of what is fused; the matrix 8 forward (scores, softmax, product) and 14 backward.
 HUGGING_FACE_COMPILED = replace(COMPILED, moved=replace(COMPILED.moved, matrix=22), length=512, predicted=1.0)
 
-# Megatron with TransformerEngine: what we compile, with a residual stream in bf16 (18 bytes a width instead of 28),
-# gradients sent in bf16 (train_esm2.py, grad_reduce_in_fp32=False); rows of 1,024 tokens, all of them counted.
+# Megatron with TransformerEngine: what we compile, with a residual stream in bf16 (18 bytes a width instead
+# of 28), gradients sent in bf16 (train_esm2.py, grad_reduce_in_fp32=False); rows of 1,024 tokens, all of them
+# counted.
 FUSED = three(LayerBytes(stream=18, attention=16, wide=4))
 MEGATRON = replace(COMPILED, moved=FUSED, length=1024, predicted=1.0, reduced=2)
 
 # bionemo-recipes hold weights, their optimizer and what they send in bf16. Rows of 12 sequences (their L1_15B
-# settings), padded to the longest: 42% of the tokens are real (8,000 UniProt sequences cropped to 1,024, drawn by 12).
-# FlashAttention 2 takes padding out before attention; the head sees all tokens.
+# settings), padded to the longest: 42% of the tokens are real (8,000 UniProt sequences cropped to 1,024,
+# drawn by 12). FlashAttention 2 takes padding out before attention; the head sees all tokens.
 REAL = 0.42
 PACKED = replace(MEGATRON, length=455)
 PADDED = replace(PACKED, length=REAL * 455)
 # Hugging Face's operations on bf16: no casts, and 18 to take padding out and put it back.
 FLASH = replace(PADDED, moved=three(LayerBytes(stream=20, attention=90, wide=22)))
-# FP8 and FP4 quantize each product's inputs both ways. The products' own speed is what was measured of the best
-# shapes: FP8 1,280 against 720 TFLOPS on an H100 (SemiAnalysis), NVFP4 6,624 against 1,745 on a B200 (S. Bekman).
+# FP8 and FP4 quantize each product's inputs both ways. The products' own speed is what was measured of the
+# best shapes: FP8 1,280 against 720 TFLOPS on an H100 (SemiAnalysis), NVFP4 6,624 against 1,745 on a B200 (S.
+# Bekman).
 QUANTIZED = replace(PACKED, moved=three(LayerBytes(stream=18 + 8, attention=16 + 5, wide=4 + 2)))
 FP8, NVFP4 = replace(QUANTIZED, products=1.78), replace(QUANTIZED, products=3.8)
 
@@ -90,8 +95,8 @@ def rate(step: Step, machine: Machine) -> float:
 
 
 def aws_rows() -> list[Row]:
-    """150M, samples padded to 512, 16 micro-batches a step. That the fastest row is compiled is our reading: eager,
-    14 samples would run 1.6 times as fast as 8."""
+    """150M, samples padded to 512, 16 micro-batches a step. That the fastest row is compiled is our reading:
+    eager, 14 samples would run 1.6 times as fast as 8."""
     rows = []
     for name, batch, published, does in (
         ("ddp", 8, 160, HUGGING_FACE),
@@ -102,7 +107,9 @@ def aws_rows() -> list[Row]:
         way = step(SIZES["150M"], Strategy(name, 8, False), G5, 512 * batch, 16, does)
         kind = {"ddp": "DDP", "fsdp": "FSDP"}[name] + (", compiled" if does != HUGGING_FACE else ", eager")
         predicted = 8 * rate(way, G5) / 512
-        rows.append(Row(f"150M, 2 x g5.12xlarge, {kind}, batch {batch}: samples/s", published, predicted, AWS))
+        rows.append(
+            Row(f"150M, 2 x g5.12xlarge, {kind}, batch {batch}: samples/s", published, predicted, AWS)
+        )
     return rows
 
 
@@ -132,13 +139,15 @@ def bionemo_speed_rows() -> list[Row]:
 
 
 def _megatron(gpus: int, tp: int) -> Strategy:
-    """Its distributed optimizer is ZeRO-2: weights whole, gathered once a step, the optimizer's state sharded."""
+    """Its distributed optimizer is ZeRO-2: weights whole, gathered once a step, the optimizer's state
+    sharded."""
     return Strategy("fsdp", gpus, False, tp=tp, reshard=False)
 
 
 def bionemo_memory_rows() -> list[Row]:
-    """The largest micro-batch that fits on 16 A100 80 GB. Weights and gradients whole in bf16, the optimizer's fp32
-    weights and moments sharded. Kept: Korthikanti et al. 2022, table 2, without dropout and attention matrix."""
+    """The largest micro-batch that fits on 16 A100 80 GB. Weights and gradients whole in bf16, the
+    optimizer's fp32 weights and moments sharded. Kept: Korthikanti et al. 2022, table 2, without dropout and
+    attention matrix."""
     rows = []
     kept = LayerBytes(stream=8, attention=8, wide=4)
     for name, tp, published in (("8M", 1, 70), ("650M", 1, 48), ("3B", 1, 16), ("15B", 2, 3)):
@@ -153,8 +162,8 @@ def bionemo_memory_rows() -> list[Row]:
 
 
 def recipe_rows() -> list[Row]:
-    """15B, FSDP2 on one node, 12 sequences of at most 1,024 tokens a GPU; real tokens/s a GPU. What the README does
-    not say in words is read off its chart."""
+    """15B, FSDP2 on one node, 12 sequences of at most 1,024 tokens a GPU; real tokens/s a GPU. What the
+    README does not say in words is read off its chart."""
     rows = []
     for what, gpu, does, real, published, source in (
         ("FlashAttention 2, padded", H200, FLASH, REAL, 1_630, RECIPE),

@@ -1,11 +1,11 @@
 """What the instance types are: GPUs, memory, links, EFA devices, peak arithmetic, processor, quota.
 
-Sources: AWS's instance pages and EFA guide for counts and the network of a node; NVIDIA's data sheets for memory,
-bandwidth, NVLink (half of the two-way figure) and dense bf16 peaks without sparsity (A10G: 70, which is not the
-A10's 125). What products reach of the peak is S. Bekman's table "Maximum Achievable Matmul FLOPS", the best shape
-(https://github.com/stas00/ml-engineering, compute/accelerator); the H200 has the H100's arithmetic. Which types
-HyperPod accepts at all is in `cluster.schema`. doctor.py reads this file on the nodes, where botocore is not
-installed.
+Sources: AWS's instance pages and EFA guide for counts and the network of a node; NVIDIA's data sheets for
+memory, bandwidth, NVLink (half of the two-way figure) and dense bf16 peaks without sparsity (A10G: 70, which
+is not the A10's 125). What products reach of the peak is S. Bekman's table "Maximum Achievable Matmul FLOPS",
+the best shape (https://github.com/stas00/ml-engineering, compute/accelerator); the H200 has the H100's
+arithmetic. Which types HyperPod accepts at all is in `cluster.schema`. doctor.py reads this file on the
+nodes, where botocore is not installed.
 """
 
 import re

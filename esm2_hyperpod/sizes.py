@@ -15,7 +15,8 @@ SHAPE = "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate
 
 @dataclass(frozen=True)
 class Size:
-    """Layers, width, attention heads and the feed-forward's width, which is four times `width` if left out."""
+    """Layers, width, attention heads and the feed-forward's width, which is four times `width` if left
+    out."""
 
     layers: int
     width: int

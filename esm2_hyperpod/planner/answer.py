@@ -1,24 +1,27 @@
-"""What the planner says of a question: a table of the ways to train, one of them recommended, and its command."""
+"""What the planner says: a table of the ways to train, the one that it recommends, and its command."""
 
+import argparse
+import re
 import shlex
 from dataclasses import dataclass
 
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.planner.machines import Machine
+from esm2_hyperpod.planner.models import Model
 from esm2_hyperpod.planner.ways import Way, all_ways, best_way
 from esm2_hyperpod.pretraining.memory import MARGIN
-from esm2_hyperpod.sizes import MB_PER_SECOND, Size
+from esm2_hyperpod.sizes import MB_PER_SECOND
 
 GLOBAL_TOKENS = 2_097_152  # ESM-2's, and train.py's default
 CHECKPOINTS = 4  # three kept and the one being written
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True)
 class Question:
-    """A model, by its size and train.py's `flags` for it, on a machine, for so many tokens."""
+    """A model on a machine, for so many tokens."""
 
-    size: Size
-    flags: dict[str, object]
+    model: Model
     machine: Machine
     tokens: int
     global_tokens: int = GLOBAL_TOKENS
@@ -26,10 +29,17 @@ class Question:
     file_system_mb_s: float = MB_PER_SECOND
 
 
+def count(text: str) -> int:
+    """`100B` as a number."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMBT]?)", text.upper().replace(",", ""))
+    if not found or float(found[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text}: not a number such as 2097152, 500M or 100B")
+    return round(float(found[1]) * UNITS[found[2]])
+
+
 def answer(asked: Question) -> dict:
     """Everything that is said, for programs. Raises `UserError` where the model does not fit."""
-    machine, size = asked.machine, asked.size
-    name = " ".join(str(value) for value in asked.flags.values())
+    machine, size, name = asked.machine, asked.model.size, asked.model.name
     ways = all_ways(size, machine, asked.global_tokens)
     best = best_way(ways)
     if best is None:
@@ -71,7 +81,7 @@ def figures(way: Way, asked: Question) -> dict:
         "residues_per_second": round(way.residues_per_second),
         "mfu": round(way.mfu(asked.machine), 3),
         "bound_by": way.step.bound_by,
-        "hours": round(hours, 1),
+        "hours": round(hours, 1 if hours > 10 else 3),
     }
     if asked.dollars_per_node_hour is not None:
         said["dollars"] = round(hours * asked.machine.nodes * asked.dollars_per_node_hour)
@@ -80,9 +90,9 @@ def figures(way: Way, asked: Question) -> dict:
 
 def command(asked: Question, way: Way) -> str:
     """The command line that trains this way."""
-    model = dict(asked.flags)
+    model = dict(asked.model.flags)
     words = [f"MODEL_SIZE={model.pop('model_size')}"] if "model_size" in model else []
-    words += ["sbatch", f"--nodes={asked.machine.nodes}", way.script, *way.flags]
+    words += ["sbatch", f"--nodes={asked.machine.nodes}", way.script, *way.flags(asked.machine.nodes)]
     for name, value in model.items():
         words += [f"--{name}", str(value)]
     words += ["--max_steps", str(max(1, round(asked.tokens / way.step.tokens)))]
@@ -107,9 +117,9 @@ def describe(found: dict) -> str:
             continue
         dollars = f"{way['dollars']:,}" if "dollars" in way else "-"
         lines.append(
-            f"{way['way']:42} {way['tokens_per_device']:>10,} {way['memory_gb']:>7} {way['step_seconds']:>8,} "
-            f"{way['residues_per_second']:>11,} {way['mfu']:>5.0%} {way['hours']:>9,} {dollars:>11}  "
-            f"{way['bound_by']}"
+            f"{way['way']:42} {way['tokens_per_device']:>10,} {way['memory_gb']:>7} "
+            f"{way['step_seconds']:>8,} {way['residues_per_second']:>11,} {way['mfu']:>5.0%} "
+            f"{way['hours']:>9,} {dollars:>11}  {way['bound_by']}"
         )
     parts = ", ".join(f"{part} {number:,}" for part, number in found["memory_gb"].items())
     return "\n".join(

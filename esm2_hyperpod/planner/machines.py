@@ -1,9 +1,9 @@
 """So many nodes of an instance type, and what its GPUs, memory and links are taken to reach.
 
 The shares are assumptions or others' measurements, none fitted to the runs that the planner is compared with
-(benchmarks/RESULTS.md). `SHAPE_SHARE`: large language models' products run at 720 of the 792 TFLOPS of an H100's
-best shape (SemiAnalysis, "MI300X vs H100 vs H200 Benchmark Part 1"), and at 1,448 to 1,562 of a B200's 1,745
-(arXiv:2604.23466, tables III and IV).
+(benchmarks/RESULTS.md). `SHAPE_SHARE`: large language models' products run at 720 of the 792 TFLOPS of an
+H100's best shape (SemiAnalysis, "MI300X vs H100 vs H200 Benchmark Part 1"), and at 1,448 to 1,562 of a B200's
+1,745 (arXiv:2604.23466, tables III and IV).
 """
 
 from dataclasses import dataclass
@@ -53,9 +53,9 @@ class Machine:
         """All-gathers or reduce-scatters of `moved` bytes in `calls` pieces; an all-reduce takes two of them.
 
         A ring of n GPUs moves (n - 1) / n of the bytes over each of its hops
-        (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md). Its slowest hop counts: within a
-        node a GPU's link; between nodes the network, which all rings of a node share. Each piece also takes a
-        message a hop.
+        (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md). Its slowest hop counts: within
+        a node a GPU's link; between nodes the network, which all rings of a node share. Each piece also takes
+        a message a hop.
 
         Args:
             members: GPUs of the ring on each node.
@@ -65,7 +65,9 @@ class Machine:
             return 0.0
         rings = self.gpus_per_node / members
         hops = [self.gpu.link_gbs] * (members > 1) + [self.network_gbits / 8 / rings] * (nodes > 1)
-        messages = HOP_SECONDS["link"] * nodes * (members - 1) + HOP_SECONDS["network"] * (nodes if nodes > 1 else 0)
+        messages = HOP_SECONDS["link"] * nodes * (members - 1) + HOP_SECONDS["network"] * (
+            nodes if nodes > 1 else 0
+        )
         return moved * (1 - 1 / (members * nodes)) / (1e9 * LINK_SHARE * min(hops)) + calls * messages
 
 

@@ -1,16 +1,17 @@
 """Seconds of an optimizer step, by a model of what a GPU and its network do.
 
-    a micro-batch    matrix products at the rate of `machines` + elementwise work at a share of the bandwidth; no
-                     faster than the host starts the kernels
-    DDP              an all-reduce of fp32 gradients a step, behind the last backward pass
-    FSDP2            two all-gathers of bf16 weights (ZeRO-2: one) and a reduce-scatter of fp32 gradients a
-                     micro-batch, behind all of it; small models send gradients once a step
-                     (`memory.reduces_once`)
-    HSDP             the same within each replica, and with each reduce-scatter an all-reduce of what it left
-                     between the replicas, over the network, behind the backward pass
-    tensor parallel  two all-reduces of bf16 [tokens, width] in a layer's forward pass, and again if it is computed
-                     again, and two in its backward pass, behind nothing
-    the optimizer    AdamW reads and writes 40 bytes a parameter, clipping included
+a micro-batch    matrix products at the rate of `machines` + elementwise work at a share of the bandwidth; no
+                 faster than the host starts the kernels
+DDP              an all-reduce of fp32 gradients a step, behind the last backward pass
+FSDP2            two all-gathers of bf16 weights (ZeRO-2: one) and a reduce-scatter of fp32 gradients a
+                 micro-batch, behind all of it; small models send gradients once a step
+                 (`memory.reduces_once`)
+HSDP             the same within each replica, and once a step an all-reduce of gradients between the
+                 replicas, over the network, behind the last backward pass
+tensor parallel  two all-reduces of bf16 [tokens, width] in a layer's forward pass, and again if it is
+computed
+                 again, and two in its backward pass, behind nothing
+the optimizer    AdamW reads and writes 40 bytes a parameter, clipping included
 """
 
 import math
@@ -26,6 +27,10 @@ OPTIMIZER_BYTES = 40
 STEP_SECONDS = 0.01
 """Assumed: what the host does once a step, between the last micro-batch and the next first one."""
 BUCKET_BYTES = 25 * 2**20  # DDP's, of gradients
+
+
+OPERANDS = LayerBytes(stream=12, attention=8, wide=4)
+"""What a forward pass's linear layers read and write; it counts as if nothing of it were hidden."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +54,13 @@ class Implementation:
     products: float = 1.0
 
 
-def three(forward: LayerBytes, operands: LayerBytes = LayerBytes(12, 8, 4)) -> LayerBytes:
+def three(forward: LayerBytes) -> LayerBytes:
     """Both passes, the backward as two forward ones, with what the linear layers read and write in bf16."""
-    pairs = zip(astuple(forward), astuple(operands))
-    return LayerBytes(*(3 * (one + other) for one, other in pairs))
+    return LayerBytes(*(3 * (one + other) for one, other in zip(astuple(forward), astuple(OPERANDS))))
 
 
-# Bytes counted from esm/packed.py. Between the products a forward pass moves 172 a width, 96 of them in the rotation
-# in fp32, and 60 with what lies between two products as one. The host's seconds are assumed.
+# Bytes counted from esm/packed.py. Between the products a forward pass moves 172 a width, 96 of them in the
+# rotation in fp32, and 60 with what lies between two products as one. The host's seconds are assumed.
 EAGER = Implementation(three(LayerBytes(stream=48, attention=108, wide=4)), host=2e-3)
 COMPILED = Implementation(three(LayerBytes(stream=28, attention=16, wide=4)), host=6e-4)
 
@@ -148,7 +152,7 @@ def _exposed(
     gathers = (2 if strategy.reshard else 1) * machine.ring_seconds(2 * held, *ring, units)
     reduction = machine.ring_seconds(reduced * held, *ring, units)
     between = 2 * machine.ring_seconds(reduced * held / strategy.shards, 1, strategy.replicas, units)
+    last = one * 2 / 3
     if reduces_once(size, strategy, accumulated):
-        last = max(0.0, max(reduction, between) - one * 2 / 3)
-        return accumulated * max(0.0, gathers - one) + last
-    return accumulated * max(0.0, gathers + reduction - one, between - one * 2 / 3)
+        return accumulated * max(0.0, gathers - one) + max(0.0, max(reduction, between) - last)
+    return accumulated * max(0.0, gathers + reduction - one) + max(0.0, between - last)

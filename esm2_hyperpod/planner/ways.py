@@ -14,7 +14,8 @@ SMALLEST_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Way:
-    """One way to train: the largest micro-batch that fits, and what follows from it; no `step` where none fits."""
+    """One way to train: the largest micro-batch that fits, and what follows from it; no `step` where none
+    fits."""
 
     strategy: Strategy
     tokens: int
@@ -36,17 +37,16 @@ class Way:
         """Which wrapper runs it."""
         return {"ddp": "2.train_ddp.sh", "fsdp": "3.train_fsdp.sh"}[self.strategy.name]
 
-    @property
-    def flags(self) -> list[str]:
-        """Which `train.py` would not choose by itself, or that say which way it is."""
-        words = ["--tokens_per_device", str(self.tokens)]
-        if self.strategy.name == "fsdp" and self.strategy.shards > 1:
-            words += ["--dp_replicate_size", str(self.strategy.replicas)]
-        if not self.strategy.reshard:
+    def flags(self, nodes: int) -> list[str]:
+        """Those of `train.py` that ask for this way and no other."""
+        strategy, words = self.strategy, ["--tokens_per_device", str(self.tokens)]
+        if strategy.name == "fsdp" and nodes > 1:
+            words += ["--dp_replicate_size", str(strategy.replicas)]
+        if not strategy.reshard:
             words += ["--reshard_after_forward", "false"]
-        if self.strategy.tp > 1:
-            words += ["--tp_size", str(self.strategy.tp)]
-        return [*words, "--activation_checkpointing", str(self.strategy.checkpointing).lower()]
+        if strategy.tp > 1:
+            words += ["--tp_size", str(strategy.tp)]
+        return [*words, "--activation_checkpointing", str(strategy.checkpointing).lower()]
 
     @property
     def gigabytes(self) -> float:
@@ -69,7 +69,8 @@ class Way:
 
 
 def strategies(size: Size, machine: Machine) -> Iterator[Strategy]:
-    """All that can be run: tensor parallel within a node, of a divisor of the heads; HSDP with a replica a node."""
+    """All that can be run: tensor parallel within a node, of a divisor of the heads; HSDP with a replica a
+    node."""
     for checkpointing in (False, True):
         yield Strategy("ddp", machine.gpus, checkpointing)
         for tp in (1, 2, 4, 5, 8):
@@ -86,7 +87,7 @@ def all_ways(size: Size, machine: Machine, global_tokens: int) -> list[Way]:
     """Each strategy with the largest micro-batch that fits, DDP first."""
     found = sorted(
         strategies(size, machine),
-        key=lambda way: (way.name != "ddp", way.tp, way.replicas, not way.reshard, way.checkpointing),
+        key=lambda way: (way.name != "ddp", way.tp, not way.reshard, way.replicas, way.checkpointing),
     )
     return [_way(size, machine, strategy, global_tokens) for strategy in found]
 

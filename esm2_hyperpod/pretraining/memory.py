@@ -10,11 +10,13 @@ code; w the width, f the feed-forward's):
     2 + 2      f: the feed-forward, before and after GELU
     + 4 a head for the softmax, 16 for the statistics of two LayerNorms
 
-Compiled, the GELU is computed again: 28 w in all (counted on a CPU, where attention cuts the graph in two; a GPU
-may keep less). With activation checkpointing a layer keeps its input, 4 w, and one layer at a time all.
+Compiled, the GELU is computed again: 28 w in all (counted on a CPU, where attention cuts the graph in two; a
+GPU may keep less). With activation checkpointing a layer keeps its input, 4 w, and one layer at a time all.
 Tensor parallel divides what lies between its two products, attention and feed-forward, and not the residual
-stream and its LayerNorms (Korthikanti et al. 2022, arXiv:2205.05198). `tests/planner/test_planner.py` holds this
-against what autograd keeps.
+stream and its LayerNorms (Korthikanti et al. 2022, arXiv:2205.05198). What comes and goes in a layer's
+backward pass was measured in steps on a CPU: 10 w a token and 3 bytes a weight of the feed-forward's matrix;
+4 w are added for the accumulators of attention's kernel. `tests/planner/test_planner.py` holds all this
+against what autograd keeps and what a step takes.
 """
 
 from dataclasses import dataclass
@@ -24,7 +26,8 @@ from esm2_hyperpod.sizes import VOCABULARY, Size
 JOINED_WIDTH = 1024  # as in esm/packed.py
 KEEP_WHOLE_BYTES = 1e9  # as in pretraining/sharding.py
 PREDICTED = 0.17  # of the tokens, with the spare places of a pack
-WORKING_WIDTHS = 40  # what comes and goes in a layer's backward pass, in bytes a width and token
+WORKING_WIDTHS = 14  # what comes and goes in a layer's backward pass, in bytes a width and token
+WORKING_WEIGHT = 3  # and in bytes a weight of its largest matrix
 UNITS_IN_FLIGHT = 3  # of FSDP2: used, on its way in, on its way out
 RESERVED_GB = 1.5  # CUDA's context, NCCL's buffers; an allowance, not measured
 MARGIN = 0.93  # of a GPU's memory may be planned with: fragments, and what this formula does not know
@@ -55,8 +58,8 @@ class Strategy:
 
 @dataclass(frozen=True)
 class LayerBytes:
-    """Bytes of a layer, a token: a width of the residual stream, a width of attention, a feed-forward unit, and an
-    entry of the attention matrix, where a kernel writes that out."""
+    """Bytes of a layer, a token: a width of the residual stream, a width of attention, a feed-forward unit,
+    and an entry of the attention matrix, where a kernel writes that out."""
 
     stream: float
     attention: float
@@ -119,7 +122,7 @@ def memory(size: Size, strategy: Strategy, tokens: int, accumulated: int) -> dic
         "activations": layers,
         "embedding and logits": logits,
         "communication buffers": buffers,
-        "working": WORKING_WIDTHS * size.width * tokens,
+        "working": size.width * (WORKING_WIDTHS * tokens + WORKING_WEIGHT * size.feed_forward / strategy.tp),
         "reserved": 1e9 * RESERVED_GB,
     }
 
