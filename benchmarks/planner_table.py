@@ -25,19 +25,26 @@ USD_PER_HOUR = {
 
 
 def main() -> None:
-    names = [name for name in SIZES if name != "tiny"]
+    names = list(SIZES)[1:]  # without tiny
     found = {(name, instance): row(name, instance) for name in names for instance in USD_PER_HOUR}
     print("| size | instance |" + "".join(f" {nodes} node(s) |" for nodes in NODES))
     print("|---" * (2 + len(NODES)) + "|")
     for (name, instance), ways in found.items():
         cells = [cell(way, nodes, instance) for nodes, way in zip(NODES, ways)]
         print(f"| {name} | {instance} | {' | '.join(cells)} |")
+    print("\nwaiting for the network, where it is a tenth of a step or more:")
+    for (name, instance), ways in found.items():
+        shares = [(nodes, way.step.network / way.step.seconds) for nodes, way in zip(NODES, ways) if way]
+        waits = ", ".join(f"{nodes}: {share:.0%}" for nodes, share in shares if share >= 0.1)
+        if waits:
+            print(f"{name} on {instance}, nodes {waits}")
     draw(names, found)
 
 
 def row(name: str, instance: str) -> list[Way | None]:
     """The recommendation on each number of nodes."""
-    return [best_way(all_ways(SIZES[name], find_machine(instance, nodes), GLOBAL_TOKENS)) for nodes in NODES]
+    machines = [find_machine(instance, nodes) for nodes in NODES]
+    return [best_way(all_ways(SIZES[name], machine, GLOBAL_TOKENS), machine) for machine in machines]
 
 
 def cell(way: Way | None, nodes: int, instance: str) -> str:

@@ -186,13 +186,19 @@ def recipe_rows() -> list[Row]:
 
 
 def main() -> None:
-    rows = [*aws_rows(), *bionemo_speed_rows(), *bionemo_memory_rows(), *recipe_rows()]
+    speed = [*aws_rows(), *bionemo_speed_rows(), *recipe_rows()]
     print("| what | published | predicted | ratio | source |\n|---|---|---|---|---|")
-    for row in rows:
-        print(f"| {row.what} | {row.published:,} | {row.predicted:,.3g} | {row.ratio:.2f} | {row.source} |")
-    within = sum(1 / 1.3 <= row.ratio <= 1.3 for row in rows)
-    off = median(max(row.ratio, 1 / row.ratio) - 1 for row in rows)
-    print(f"\n{within} of {len(rows)} rows within 30%; half of them within {off:.0%}.")
+    for row in [*speed, *bionemo_memory_rows()]:
+        predicted = f"{row.predicted:,.0f}" if row.predicted > 100 else f"{row.predicted:.3g}"
+        print(f"| {row.what} | {row.published:,} | {predicted} | {row.ratio:.2f} | {row.source} |")
+    fused = [row for row in speed if not any(word in row.what for word in ("eager", "Attention", "FP"))]
+    quantized = [row for row in speed if "FP" in row.what]
+    unfused = [row for row in speed if row not in fused + quantized]
+    print()
+    for what, group in (("bf16, fused", fused), ("bf16, eager", unfused), ("FP8 and FP4", quantized)):
+        within = sum(1 / 1.3 <= row.ratio <= 1.3 for row in group)
+        off = median(max(row.ratio, 1 / row.ratio) - 1 for row in group)
+        print(f"{what}: {within} of {len(group)} speeds within 30%, half of them within {off:.0%}.")
 
 
 if __name__ == "__main__":

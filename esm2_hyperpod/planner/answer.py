@@ -41,7 +41,7 @@ def answer(asked: Question) -> dict:
     """Everything that is said, for programs. Raises `UserError` where the model does not fit."""
     machine, size, name = asked.machine, asked.model.size, asked.model.name
     ways = all_ways(size, machine, asked.global_tokens)
-    best = best_way(ways)
+    best = best_way(ways, machine)
     if best is None:
         raise UserError(
             f"{name} does not fit on {machine.nodes} x {machine.instance}: the least is "
