@@ -45,7 +45,7 @@ def dgx(gpu, nodes: int) -> Machine:
 # around attention, 60 of them in the rotation, and 22 a feed-forward unit in a GELU of five operations. An
 # entry of the attention matrix: 24 forward (scores 2, mask 6, softmax 8, cast 6, product 2), 32 backward.
 HUGGING_FACE = Implementation(
-    replace(three(LayerBytes(stream=60, attention=80, wide=22)), matrix=56),
+    replace(three(LayerBytes(0, stream=60, attention=80, wide=22)), matrix=56),
     host=4e-3,
     length=512,
     predicted=1.0,
@@ -56,7 +56,7 @@ HUGGING_FACE_COMPILED = replace(COMPILED, moved=replace(COMPILED.moved, matrix=2
 # Megatron with TransformerEngine: what we compile, with a residual stream in bf16 (18 bytes a width instead
 # of 28), gradients sent in bf16 (train_esm2.py, grad_reduce_in_fp32=False); rows of 1,024 tokens, all of them
 # counted.
-FUSED = three(LayerBytes(stream=18, attention=16, wide=4))
+FUSED = three(LayerBytes(gathered=18, stream=0, attention=16, wide=4))
 MEGATRON = replace(COMPILED, moved=FUSED, length=1024, predicted=1.0, reduced=2)
 
 # bionemo-recipes hold weights, their optimizer and what they send in bf16. Rows of 12 sequences (their L1_15B
@@ -66,11 +66,11 @@ REAL = 0.42
 PACKED = replace(MEGATRON, length=455)
 PADDED = replace(PACKED, length=REAL * 455)
 # Hugging Face's operations on bf16: no casts, and 18 to take padding out and put it back.
-FLASH = replace(PADDED, moved=three(LayerBytes(stream=20, attention=90, wide=22)))
+FLASH = replace(PADDED, moved=three(LayerBytes(0, stream=20, attention=90, wide=22)))
 # FP8 and FP4 quantize each product's inputs both ways. The products' own speed is what was measured of the
 # best shapes: FP8 1,280 against 720 TFLOPS on an H100 (SemiAnalysis), NVFP4 6,624 against 1,745 on a B200 (S.
 # Bekman).
-QUANTIZED = replace(PACKED, moved=three(LayerBytes(stream=18 + 8, attention=16 + 5, wide=4 + 2)))
+QUANTIZED = replace(PACKED, moved=three(LayerBytes(0, stream=18 + 8, attention=16 + 5, wide=4 + 2)))
 FP8, NVFP4 = replace(QUANTIZED, products=1.78), replace(QUANTIZED, products=3.8)
 
 
@@ -149,7 +149,7 @@ def bionemo_memory_rows() -> list[Row]:
     optimizer's fp32 weights and moments sharded. Kept: Korthikanti et al. 2022, table 2, without dropout and
     attention matrix."""
     rows = []
-    kept = LayerBytes(stream=8, attention=8, wide=4)
+    kept = LayerBytes(gathered=8, stream=0, attention=8, wide=4)
     for name, tp, published in (("8M", 1, 70), ("650M", 1, 48), ("3B", 1, 16), ("15B", 2, 3)):
         size: Size = SIZES[name]
         held = size.parameters / tp

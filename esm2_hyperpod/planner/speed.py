@@ -8,9 +8,8 @@ FSDP2            two all-gathers of bf16 weights (ZeRO-2: one) and a reduce-scat
                  (`memory.reduces_once`)
 HSDP             the same within each replica, and once a step an all-reduce of gradients between the
                  replicas, over the network, behind the last backward pass
-tensor parallel  two all-reduces of bf16 [tokens, width] in a layer's forward pass, and again if it is
-computed
-                 again, and two in its backward pass, behind nothing
+tensor parallel  in a layer's forward pass two all-gathers and two reduce-scatters of bf16 [tokens, width],
+                 and again if it is computed again, and as many in its backward pass, behind nothing
 the optimizer    AdamW reads and writes 40 bytes a parameter, clipping included
 """
 
@@ -29,7 +28,7 @@ STEP_SECONDS = 0.01
 BUCKET_BYTES = 25 * 2**20  # DDP's, of gradients
 
 
-OPERANDS = LayerBytes(stream=12, attention=8, wide=4)
+OPERANDS = LayerBytes(gathered=12, stream=0, attention=8, wide=4)
 """What a forward pass's linear layers read and write; it counts as if nothing of it were hidden."""
 
 
@@ -61,8 +60,8 @@ def three(forward: LayerBytes) -> LayerBytes:
 
 # Bytes counted from esm/packed.py. Between the products a forward pass moves 172 a width, 96 of them in the
 # rotation in fp32, and 60 with what lies between two products as one. The host's seconds are assumed.
-EAGER = Implementation(three(LayerBytes(stream=48, attention=108, wide=4)), host=2e-3)
-COMPILED = Implementation(three(LayerBytes(stream=28, attention=16, wide=4)), host=6e-4)
+EAGER = Implementation(three(LayerBytes(0, stream=48, attention=108, wide=4)), host=2e-3)
+COMPILED = Implementation(three(LayerBytes(0, stream=28, attention=16, wide=4)), host=6e-4)
 
 
 @dataclass(frozen=True)
@@ -129,8 +128,8 @@ def step(
 
 def _divided(size: Size, strategy: Strategy, machine: Machine, tokens: int) -> float:
     """Seconds of a micro-batch in which tensor parallel's GPUs wait for each other's part."""
-    reductions = size.layers * (6 if strategy.checkpointing else 4)
-    return 2 * machine.ring_seconds(reductions * 2 * tokens * size.width, strategy.tp, 1, reductions)
+    calls = size.layers * (12 if strategy.checkpointing else 8)
+    return machine.ring_seconds(calls * 2 * tokens * size.width, strategy.tp, 1, calls)
 
 
 def _exposed(

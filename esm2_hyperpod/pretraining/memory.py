@@ -12,11 +12,11 @@ code; w the width, f the feed-forward's):
 
 Compiled, the GELU is computed again: 28 w in all (counted on a CPU, where attention cuts the graph in two; a
 GPU may keep less). With activation checkpointing a layer keeps its input, 4 w, and one layer at a time all.
-Tensor parallel divides what lies between its two products, attention and feed-forward, and not the residual
-stream and its LayerNorms (Korthikanti et al. 2022, arXiv:2205.05198). What comes and goes in a layer's
-backward pass was measured in steps on a CPU: 10 w a token and 3 bytes a weight of the feed-forward's matrix;
-4 w are added for the accumulators of attention's kernel. `tests/planner/test_planner.py` holds all this
-against what autograd keeps and what a step takes.
+Tensor parallel divides all of it but the gathered inputs of the products that it divides by columns, 2 + 2 w
+(`esm/parallel.py`); context parallel divides the tokens. What comes and goes in a layer's backward pass was
+measured in steps on a CPU: 10 w a token and 3 bytes a weight of the feed-forward's matrix; 4 w are added for
+the accumulators of attention's kernel. `tests/planner/test_planner.py` holds all this against what autograd
+keeps and what a step takes.
 """
 
 from dataclasses import dataclass
@@ -43,6 +43,7 @@ class Strategy:
     compiled: bool = True
     replicas: int = 1  # of FSDP2; above 1 it is HSDP
     tp: int = 1  # GPUs that divide each layer's weights and share a micro-batch
+    cp: int = 1  # GPUs that divide the tokens of a micro-batch
     reshard: bool = True  # ZeRO-3; False, ZeRO-2, keeps gathered weights until the backward pass
 
     @property
@@ -53,14 +54,22 @@ class Strategy:
     @property
     def data_ranks(self) -> int:
         """Micro-batches that are computed at a time."""
-        return self.gpus // self.tp
+        return self.gpus // (self.tp * self.cp)
 
 
 @dataclass(frozen=True)
 class LayerBytes:
-    """Bytes of a layer, a token: a width of the residual stream, a width of attention, a feed-forward unit,
-    and an entry of the attention matrix, where a kernel writes that out."""
+    """Bytes of a layer, a token.
 
+    Attributes:
+        gathered: a width of what tensor parallel has whole on each GPU.
+        stream: a width of the residual stream and its LayerNorms.
+        attention: a width of attention.
+        wide: a unit of the feed-forward.
+        matrix: an entry of the attention matrix, where a kernel writes that out.
+    """
+
+    gathered: float
     stream: float
     attention: float
     wide: float
@@ -68,18 +77,18 @@ class LayerBytes:
 
     def of(self, size: Size, tp: int = 1, length: float = 0.0) -> float:
         """A token's, where it attends to `length` tokens and `tp` GPUs divide the layer."""
-        divided = self.attention * size.width + self.wide * size.feed_forward
-        return self.stream * size.width + (divided + self.matrix * size.heads * length) / tp
+        divided = (self.stream + self.attention) * size.width + self.wide * size.feed_forward
+        return self.gathered * size.width + (divided + self.matrix * size.heads * length) / tp
 
 
-def kept_by_layer(size: Size, tokens: int, compiled: bool, tp: int = 1) -> float:
+def kept_by_layer(size: Size, tokens: float, compiled: bool, tp: int = 1) -> float:
     """Bytes that one layer keeps for its backward pass."""
     joined = 4 if size.width <= JOINED_WIDTH and not compiled else 0
-    kept = LayerBytes(stream=12, attention=8 + joined, wide=2 if compiled else 4)
-    return tokens * (kept.of(size, tp) + 4 * size.heads / tp + 16)
+    kept = LayerBytes(gathered=4, stream=8, attention=8 + joined, wide=2 if compiled else 4)
+    return tokens * (kept.of(size, tp) + (4 * size.heads + 16) / tp)
 
 
-def kept_beside_layers(size: Size, tokens: int, predicted: int) -> float:
+def kept_beside_layers(size: Size, tokens: float, predicted: float) -> float:
     """Bytes that the embedding, the rotation and the head keep."""
     head = predicted * (14 * size.width + 2 * 4 * VOCABULARY + 16)
     return head + tokens * (4 * size.width // size.heads + 4)
@@ -98,6 +107,8 @@ def reduces_once(size: Size, strategy: Strategy, accumulated: int) -> bool:
 
 def memory(size: Size, strategy: Strategy, tokens: int, accumulated: int) -> dict[str, float]:
     """Bytes on one GPU by part, for micro-batches of `tokens` tokens, `accumulated` of them a step."""
+    tokens = tokens / strategy.cp
+    own = tokens / strategy.tp
     layer = size.layer_parameters / strategy.tp
     held = held_parameters(size, strategy)
     root, sharded = held - size.layers * layer, held / strategy.shards
@@ -112,15 +123,14 @@ def memory(size: Size, strategy: Strategy, tokens: int, accumulated: int) -> dic
     else:
         copies = 2 * root + 2 * layer * (1 if strategy.checkpointing else size.layers)
     one = kept_by_layer(size, tokens, strategy.compiled, strategy.tp)
-    layers = size.layers * 4 * size.width * tokens + one if strategy.checkpointing else size.layers * one
-    logits = kept_beside_layers(size, tokens, round(PREDICTED * tokens))
+    layers = size.layers * 4 * size.width * own + one if strategy.checkpointing else size.layers * one
     return {
         "weights": 4 * sharded,
         "gradients": gradients,
         "optimizer": 8 * sharded,
         "weights in bf16": copies,
         "activations": layers,
-        "embedding and logits": logits,
+        "embedding and logits": kept_beside_layers(size, own, PREDICTED * own),
         "communication buffers": buffers,
         "working": size.width * (WORKING_WIDTHS * tokens + WORKING_WEIGHT * size.feed_forward / strategy.tp),
         "reserved": 1e9 * RESERVED_GB,

@@ -10,12 +10,15 @@ from itertools import accumulate
 import pytest
 import torch
 from helpers.commands import run
+from torch.distributed.device_mesh import init_device_mesh
 from torch.profiler import ProfilerActivity, profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import EsmForMaskedLM
 
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.esm import packed
 from esm2_hyperpod.esm.model import build_config
+from esm2_hyperpod.esm.parallel import Parallel, divide_weights
 from esm2_hyperpod.planner.answer import Question, answer, count
 from esm2_hyperpod.planner.machines import find_machine
 from esm2_hyperpod.planner.models import find_model
@@ -63,10 +66,14 @@ def loss_of(model: packed.PackedEsmForMaskedLM) -> torch.Tensor:
     return packed.masked_lm_loss(logits, places[: TOKENS // 6] % 33, 100)
 
 
-def kept(size: Size, layers: int) -> int:
+def kept(size: Size, layers: int, parallel: Parallel | None = None) -> int:
     """Bytes that autograd keeps of a forward pass in bf16, parameters not counted."""
     model = build(replace(size, layers=layers))
-    known = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    if parallel:
+        divide_weights(model, parallel.tensor)
+        model.parallel = parallel
+    local = [tensor.to_local() if parallel else tensor for tensor in model.parameters()]
+    known = {tensor.untyped_storage().data_ptr() for tensor in [*local, *model.buffers()]}
     storages = {}
 
     def pack(tensor):
@@ -94,6 +101,20 @@ def test_memory_is_what_autograd_keeps(like_the_kernel, size):
     assert two - one - weights == pytest.approx(memory.kept_by_layer(size, TOKENS, compiled=False), rel=0.01)
     beside = one - (two - one) - 2 * size.width**2
     assert beside == pytest.approx(memory.kept_beside_layers(size, TOKENS, TOKENS // 6), rel=0.1)
+
+
+def test_memory_of_tensor_parallel_is_what_autograd_keeps(like_the_kernel):
+    """One of two processes; what the other would send is not there, and its size is all that counts."""
+    size = Size(2, 1280, 20)
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        parallel = Parallel(init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))["tp"])
+        one, two = kept(size, 1, parallel), kept(size, 2, parallel)
+    finally:
+        torch.distributed.destroy_process_group()
+    weights = 2 * 12 * size.width**2 / 2
+    expected = memory.kept_by_layer(size, TOKENS, compiled=False, tp=2)
+    assert two - one - weights == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -192,7 +213,9 @@ def test_strategies_divide_what_they_say():
     for part in ("weights", "gradients", "optimizer"):
         assert hybrid[part] == 2 * whole[part]
         assert tensor[part] == pytest.approx(whole[part], rel=0.01)  # embedding and head stay whole
-    assert 0.5 < tensor["activations"] / whole["activations"] < 1  # the residual stream stays whole
+    assert 0.5 < tensor["activations"] / whole["activations"] < 0.6  # what products gather stays whole
+    context = memory.memory(size, Strategy("fsdp", 16, False, cp=2), 2 * tokens, 8)
+    assert context == whole  # half of twice the tokens
     machine = find_machine("p4de.24xlarge", 2)
     flat, tensor_step = (step(size, Strategy("fsdp", 16, False, tp=tp), machine, tokens, 8) for tp in (1, 2))
     assert tensor_step.products == pytest.approx(flat.products / 2)
@@ -208,7 +231,7 @@ def test_a_slow_network_asks_for_replicas_and_their_flag():
     assert found["recommended"] == "HSDP"
     assert "3.train_fsdp.sh --tokens_per_device 8192 --dp_replicate_size 2 " in found["command"]
     tensor = ask("15B", "ml.p4d.24xlarge")
-    assert "tensor parallel 2" in tensor["recommended"] and " --tp_size 2 " in tensor["command"]
+    assert "tensor parallel 4" in tensor["recommended"] and " --tp_size 4 " in tensor["command"]
 
 
 def test_any_architecture(tmp_path):
