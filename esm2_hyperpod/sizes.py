@@ -33,9 +33,14 @@ class Size:
         return cls(*(config[name] for name in SHAPE[:3]), config.get(SHAPE[3]) or 0)
 
     @property
+    def layer_weights(self) -> int:
+        """Of a layer's matrices: four of attention, two of the feed-forward."""
+        return 4 * self.width**2 + 2 * self.width * self.feed_forward
+
+    @property
     def layer_parameters(self) -> int:
-        """Four square matrices of attention, two of the feed-forward, with their biases, two layer norms."""
-        return 4 * self.width**2 + 2 * self.width * self.feed_forward + 9 * self.width + self.feed_forward
+        """Those, their biases and two LayerNorms."""
+        return self.layer_weights + 9 * self.width + self.feed_forward
 
     @property
     def parameters(self) -> int:
@@ -55,7 +60,7 @@ class Size:
             squared_lengths: sum over sequences of the square of their length in tokens.
             predicted: number of masked tokens.
         """
-        linear = 2 * (4 * self.width**2 + 2 * self.width * self.feed_forward) * self.layers
+        linear = 2 * self.layer_weights * self.layers
         head = 2 * (self.width**2 + self.width * VOCABULARY)
         attention = 4 * self.width * self.layers
         return 3.0 * (tokens * linear + predicted * head + squared_lengths * attention)

@@ -202,6 +202,7 @@ def test_the_ways_are_those_that_can_be_run():
     # 20 heads divide by 2, 4 and 5, four GPUs by 2 and 4; with 4 of 4 a node has nothing left to shard
     assert {(way.tp, way.replicas) for way in two if way.tp > 1} == {(2, 1), (2, 2), (4, 1)}
     assert {way.tp for way in ways("15B", "p5.48xlarge", 2)} == {1, 2, 4, 8}
+    assert {way.tp for way in ways("650M", "p5.48xlarge", 2)} == {1, 2, 4}
     assert {way.name for way in ways("8M", "g5.xlarge", 1)} == {"ddp"}
 
 
