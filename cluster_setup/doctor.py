@@ -23,7 +23,7 @@ from node_probe import facts, shell_fact
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from esm2_hyperpod.cluster.instances import GPUS  # noqa: E402
+from esm2_hyperpod.instances import GPUS  # noqa: E402
 
 LITTLE_SPACE_GB = 100
 """UniRef50 takes about 60 GB as CSV and Arrow; the rest is for checkpoints."""

@@ -15,8 +15,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 try:
     from esm2_hyperpod.cluster import commands
     from esm2_hyperpod.cluster.aws import Aws, readable_errors
+    from esm2_hyperpod.cluster.billing import billed_items, known_prices
     from esm2_hyperpod.cluster.checks import checked_config, read_config
+    from esm2_hyperpod.cluster.config import ClusterConfig
     from esm2_hyperpod.errors import run_script
+    from esm2_hyperpod.planner.answer import Question, answer, count, describe
+    from esm2_hyperpod.planner.machines import find_machine
+    from esm2_hyperpod.planner.models import find_model
+    from esm2_hyperpod.sizes import SIZES
 except ModuleNotFoundError as error:
     remedy = "python -m pip install -r cluster_setup/requirements.txt"
     sys.exit(f"hyperpod.py: error: {error.name} is not installed; install it with: {remedy}")
@@ -44,6 +50,8 @@ def parse_arguments() -> argparse.Namespace:
 
     plan = add("plan", "check cluster.yaml and print what will exist and what it will cost")
     plan.add_argument("--json", action="store_true", help="print the CreateCluster request instead")
+    plan.add_argument("--model_size", choices=list(SIZES), help="also plan its training on the workers")
+    plan.add_argument("--tokens", type=count, default=count("100B"), help="to train on; default: 100B")
     create = add("create", "make network, storage and cluster; resume if interrupted", True)
     create.set_defaults(template=HERE / "network_and_storage.yaml")
     status = add("status", "print the cluster's state, which workers idle, why any failed, and the cost")
@@ -83,6 +91,22 @@ def main() -> None:
     aws = Aws(config.region, arguments.endpoint_url)
     with readable_errors():
         getattr(commands, arguments.command)(arguments, config, aws)
+        if arguments.command == "plan" and arguments.model_size and not arguments.json:
+            print(f"\n{plan_training(arguments, config, aws)}")
+
+
+def plan_training(arguments: argparse.Namespace, config: ClusterConfig, aws: Aws) -> str:
+    """What the planner says of a model on the workers, at their price where that is known."""
+    workers, fsx = config.workers, config.fsx
+    prices, _ = known_prices(aws, arguments.prices, config, billed_items(config))
+    question = Question(
+        find_model(arguments.model_size, None, {}),
+        find_machine(workers.instance_type, workers.count),
+        arguments.tokens,
+        dollars_per_node_hour=prices.usd.get(workers.instance_type),
+        file_system_mb_s=fsx.size_gb / 1024 * fsx.throughput,
+    )
+    return describe(answer(question))
 
 
 if __name__ == "__main__":

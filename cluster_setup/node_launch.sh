@@ -108,4 +108,5 @@ if [ "${DRY_RUN:-0}" = 0 ]; then exec "${command[@]}"; fi
 printf 'would run    '
 printf ' %q' "${command[@]}"
 echo
-[ "$rank" != 0 ] || exec "$python" -m esm2_hyperpod.jobs.dry_run --nodes "$nodes" --processes "$processes" "$script" "$@"
+[ "$rank" != 0 ] || exec "$python" -m esm2_hyperpod.jobs.dry_run --nodes "$nodes" --processes "$processes" \
+  --instance "$(instance_type)" "$script" "$@"

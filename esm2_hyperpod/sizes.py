@@ -1,5 +1,6 @@
 """ESM-2's sizes, and what follows from them alone: parameters, and a checkpoint's size and time."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 VOCABULARY = 33
@@ -8,28 +9,49 @@ MB_PER_SECOND = 293
 """What the file system of the shipped cluster.yaml writes: 1,200 GiB at 250 MB/s for each TiB."""
 
 
+SHAPE = "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"
+"""Of a model in transformers' words, in the order of `Size`."""
+
+
 @dataclass(frozen=True)
 class Size:
-    """Layers, width and attention heads; the feed-forward width is always four times `width`."""
+    """Layers, width, attention heads and the feed-forward's width, which is four times `width` if left
+    out."""
 
     layers: int
     width: int
     heads: int
+    feed_forward: int = 0
+
+    def __post_init__(self):
+        if not self.feed_forward:
+            object.__setattr__(self, "feed_forward", 4 * self.width)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, int]) -> "Size":
+        """Of a `config.json`, or of the flags that have its names. Raises KeyError if a figure is missing."""
+        return cls(*(config[name] for name in SHAPE[:3]), config.get(SHAPE[3]) or 0)
+
+    @property
+    def layer_weights(self) -> int:
+        """Of a layer's matrices: four of attention, two of the feed-forward."""
+        return 4 * self.width**2 + 2 * self.width * self.feed_forward
+
+    @property
+    def layer_parameters(self) -> int:
+        """Those, their biases and two LayerNorms."""
+        return self.layer_weights + 9 * self.width + self.feed_forward
 
     @property
     def parameters(self) -> int:
-        """Weights and biases of layers, embedding and head; the output embedding is the input's.
-
-        A layer has four square matrices of attention and eight of the feed-forward, with their biases (9
-        widths) and two layer norms (4 widths).
-        """
-        layer = 12 * self.width**2 + 13 * self.width
-        return self.layers * layer + self.width**2 + (VOCABULARY + 5) * self.width + VOCABULARY
+        """Weights and biases of layers, embedding and head; the output embedding is the input's."""
+        head = self.width**2 + (VOCABULARY + 5) * self.width + VOCABULARY
+        return self.layers * self.layer_parameters + head
 
     def training_flops(self, tokens: float, squared_lengths: float, predicted: float) -> float:
         """Forward and backward FLOPs of real tokens, matrix products only; backward counts as twice forward.
 
-        Two per multiply-add: a layer's four w x w and two w x 4w products, attention's two products over each
+        Two per multiply-add: a layer's four w x w and two w x f products, attention's two products over each
         sequence's own length, and the language-model head where a token is predicted. Neither recomputed
         activations nor a head over all tokens count.
 
@@ -38,7 +60,7 @@ class Size:
             squared_lengths: sum over sequences of the square of their length in tokens.
             predicted: number of masked tokens.
         """
-        linear = 2 * 12 * self.width**2 * self.layers
+        linear = 2 * self.layer_weights * self.layers
         head = 2 * (self.width**2 + self.width * VOCABULARY)
         attention = 4 * self.width * self.layers
         return 3.0 * (tokens * linear + predicted * head + squared_lengths * attention)

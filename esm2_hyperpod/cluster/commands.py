@@ -8,7 +8,8 @@ import sys
 from argparse import Namespace
 from typing import Any
 
-from esm2_hyperpod.cluster import instances, ssh
+from esm2_hyperpod import instances
+from esm2_hyperpod.cluster import ssh
 from esm2_hyperpod.cluster.aws import Aws
 from esm2_hyperpod.cluster.billing import billed_items, cost_table, items_there
 from esm2_hyperpod.cluster.checks import checked_request, preflight

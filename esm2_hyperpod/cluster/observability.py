@@ -6,7 +6,7 @@ from pathlib import Path
 import botocore.session
 from botocore.exceptions import BotoCoreError, ClientError
 
-from esm2_hyperpod.cluster import instances
+from esm2_hyperpod import instances
 from esm2_hyperpod.cluster.aws import Aws
 from esm2_hyperpod.cluster.config import ClusterConfig
 from esm2_hyperpod.cluster.request import StackOutputs

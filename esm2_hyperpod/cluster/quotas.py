@@ -9,7 +9,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from esm2_hyperpod.cluster import instances
+from esm2_hyperpod import instances
 from esm2_hyperpod.cluster.aws import Aws
 from esm2_hyperpod.cluster.config import ClusterConfig
 from esm2_hyperpod.errors import problem

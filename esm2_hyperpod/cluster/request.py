@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from esm2_hyperpod.cluster import instances
+from esm2_hyperpod import instances
 from esm2_hyperpod.cluster.config import MAIN_GROUP, MAIN_PARTITION, ClusterConfig
 
 MOUNT_PATH = "/fsx"

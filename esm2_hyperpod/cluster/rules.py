@@ -11,7 +11,7 @@ from pathlib import Path
 
 import botocore.session
 
-from esm2_hyperpod.cluster import instances
+from esm2_hyperpod import instances
 from esm2_hyperpod.cluster.config import MAIN_GROUP, MAIN_PARTITION, ClusterConfig, Workers
 from esm2_hyperpod.cluster.schema import accepted_types
 from esm2_hyperpod.cluster.ssh import is_public_key

@@ -88,7 +88,7 @@ def find_size(name_or_path: str) -> Size:
     try:
         if config.is_file():
             read = json.loads(config.read_text(encoding="utf-8"))
-            return Size(read["num_hidden_layers"], read["hidden_size"], read["num_attention_heads"])
+            return Size.from_config(read)
         name = re.fullmatch(r"facebook/esm2_t\d+_(\w+)_UR50D", name_or_path)
         return SIZES[name.group(1)]
     except (ValueError, KeyError, AttributeError):

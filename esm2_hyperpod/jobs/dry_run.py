@@ -10,7 +10,7 @@ code is 1 if something is wrong; every problem is one line.
 import argparse
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from esm2_hyperpod.imports import without_peft
@@ -20,11 +20,14 @@ without_peft()
 from esm2_hyperpod.artifacts import read_manifest
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.localization.arguments import FinetuningArguments
+from esm2_hyperpod.planner.answer import Question, answer, describe
+from esm2_hyperpod.planner.machines import find_machine
+from esm2_hyperpod.planner.models import find_model
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
 from esm2_hyperpod.pretraining.data import open_split
 from esm2_hyperpod.runs.checkpoints import list_checkpoints, newest_whole_checkpoint
 from esm2_hyperpod.runs.record import is_finished
-from esm2_hyperpod.sizes import MB_PER_SECOND, SIZES, Size
+from esm2_hyperpod.sizes import MB_PER_SECOND, SHAPE, SIZES, Size
 from esm2_hyperpod.training.arguments import RunArguments, parse
 from esm2_hyperpod.training.script import earlier_run
 
@@ -34,20 +37,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="dry_run")
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--processes", type=int, required=True, help="on each node")
+    parser.add_argument("--instance", default="", help="the nodes' type, such as g5.24xlarge")
     parser.add_argument("script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     asked = parser.parse_args()
     world = asked.nodes * asked.processes
     say("processes", f"{asked.nodes} node(s) x {asked.processes} = {world}")
     sys.argv = [asked.script, *asked.arguments]
-    problems = (check_pretraining if asked.script == "train.py" else check_finetuning)(world)
+    check = check_pretraining if asked.script == "train.py" else check_finetuning
+    problems = check(world, asked)
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
     return 1 if problems else 0
 
 
-def check_pretraining(world: int) -> list[str]:
-    """Check what `train.py` would be given on `world` processes; returns the problems."""
+def check_pretraining(world: int, asked: argparse.Namespace) -> list[str]:
+    """Check what `train.py` would be given on `world` processes of `asked.nodes`; returns the problems."""
     args = planned(PretrainingArguments, world)
     dataset_dir = Path(args.dataset_dir)
     try:
@@ -66,7 +71,23 @@ def check_pretraining(world: int) -> list[str]:
     say("steps", f"{args.last_step:,}")
     if args.model_name_or_path is None and args.model_size in SIZES:
         say_checkpoints(SIZES[args.model_size], args.save_total_limit, Path(args.output_dir))
+    say_plan(args, asked)
     return check_output(args, {**args.identity(), "dataset": manifest["content_digest"]}, args.last_step)
+
+
+def say_plan(args: PretrainingArguments, asked: argparse.Namespace) -> None:
+    """What the planner says of this model on these nodes, where it knows them; no problem if it does not."""
+    name = "model_name_or_path" if args.model_name_or_path else "config_name"
+    shape = {flag: vars(args).get(flag) for flag in SHAPE}
+    try:
+        machine = replace(find_machine(asked.instance, asked.nodes), gpus_per_node=asked.processes)
+        model = find_model(args.model_size, vars(args).get(name), shape, name)
+        tokens = args.last_step * args.global_batch_tokens
+        plan = describe(answer(Question(model, machine, tokens, args.global_batch_tokens)))
+    except UserError as error:
+        say("planner", f"{error}" if asked.instance else "says nothing of machines other than AWS's")
+    else:
+        print(f"\n{plan}\n")
 
 
 def say_checkpoints(size: Size, kept: int | None, output_dir: Path) -> None:
@@ -86,7 +107,7 @@ def say_checkpoints(size: Size, kept: int | None, output_dir: Path) -> None:
     say("checkpoints", f"{each}, {kept} kept: {needed:.0f} GB to come, {free:.0f} GB free{verdict}")
 
 
-def check_finetuning(world: int) -> list[str]:
+def check_finetuning(world: int, _) -> list[str]:
     """Check what `finetune_localization.py` would be given; returns the problems."""
     args = planned(FinetuningArguments, world)
     say("global batch", f"{args.global_batch_size} proteins over {world} process(es)")

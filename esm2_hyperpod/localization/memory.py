@@ -60,11 +60,6 @@ class Plan:
         """What pools the residues, on top of the base."""
         return Pooling(self.pooling, self.size.layers)
 
-    @property
-    def layer_weights(self) -> int:
-        """Parameters of the linear layers of one block, biases left out."""
-        return 12 * self.size.width**2
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -93,7 +88,7 @@ def estimate(plan: Plan) -> Estimate:
         widths = 18 if plan.lora_targets == "all" else 6
         trained += widths * plan.lora_rank * plan.size.width * plan.size.layers
     narrow = plan.half and plan.tuning != "qlora"
-    quantized = plan.layer_weights * plan.size.layers if plan.tuning == "qlora" else 0
+    quantized = plan.size.layer_weights * plan.size.layers if plan.tuning == "qlora" else 0
     weights = 4.0 * (frozen - quantized) + BYTES_4_BIT * quantized
     return Estimate(
         weights=weights,
@@ -109,7 +104,7 @@ def estimate(plan: Plan) -> Estimate:
 def _parameters(plan: Plan) -> tuple[int, int]:
     """Parameters that stay as they are, and those that are trained; LoRA's not counted."""
     width, layers = plan.size.width, plan.size.layers
-    layer = plan.layer_weights + 9 * width + 4 * width  # biases, and two LayerNorms
+    layer = plan.size.layer_parameters
     on_top = plan.pooling_layer
     pooling = layer * on_top.layers
     pooling_trained = 3 * (width**2 + width) if on_top.is_trained else 0
@@ -159,7 +154,7 @@ def _kept_by_layer(plan: Plan, adapted: str, gelu: int, lora: bool) -> float:
     if adapted == "all":
         kept += number + 4 * number + (2 if plan.half and lora else 0)
     low_rank = (6 if adapted == "all" else 3) * plan.lora_rank * number if lora else 0
-    casts = 2 * plan.layer_weights if plan.half and not gelu else 0
+    casts = 2 * plan.size.layer_weights if plan.half and not gelu else 0
     return plan.tokens * (kept * width + low_rank + plan.length * number) + casts
 
 

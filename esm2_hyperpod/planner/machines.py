@@ -1,37 +1,26 @@
-"""What a plan needs to know of machines beside `cluster.instances`: how fast memory and networks are.
+"""So many nodes of an instance type, and what its GPUs, memory and links are taken to reach.
 
-Sources: NVIDIA's data sheets for memory bandwidth and NVLink (half of the two-way figure); AWS's instance
-pages for the network of a node. `PCIE_GBS` and the shares below are assumptions, not measurements: nothing
-here has been measured on a GPU yet.
+The shares are assumptions or others' measurements, none fitted to the runs that the planner is compared with
+(benchmarks/RESULTS.md). `SHAPE_SHARE`: large language models' products run at 720 of the 792 TFLOPS of an
+H100's best shape (SemiAnalysis, "MI300X vs H100 vs H200 Benchmark Part 1"), and at 1,448 to 1,562 of a B200's
+1,745 (arXiv:2604.23466, tables III and IV).
 """
 
 from dataclasses import dataclass
 
-from esm2_hyperpod.cluster.instances import GPUS
 from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.instances import GPUS, Gpu
 
-MEMORY_GBS = {"A10G": 600, "L4": 300, "L40S": 864, "A100": 2039, "H100": 3350, "H200": 4800, "B200": 7700}
-A100_40_GBS = 1555
-NVLINK_GBS = {"A100": 300, "H100": 450, "H200": 450, "B200": 900}
-PCIE_GBS = 8  # a ring over PCIe 4 whose GPUs cannot read each other's memory
-NETWORK_GBITS = {
-    "ml.g5.xlarge": 10, "ml.g5.2xlarge": 10, "ml.g5.4xlarge": 25, "ml.g5.8xlarge": 25, "ml.g5.16xlarge": 25,
-    "ml.g5.12xlarge": 40, "ml.g5.24xlarge": 50, "ml.g5.48xlarge": 100,
-    "ml.g6.xlarge": 10, "ml.g6.2xlarge": 10, "ml.g6.4xlarge": 25, "ml.g6.8xlarge": 25, "ml.g6.16xlarge": 25,
-    "ml.g6.12xlarge": 40, "ml.g6.24xlarge": 50, "ml.g6.48xlarge": 100,
-    "ml.g6e.xlarge": 20, "ml.g6e.2xlarge": 20, "ml.g6e.4xlarge": 20, "ml.g6e.8xlarge": 25,
-    "ml.g6e.16xlarge": 35,
-    "ml.g6e.12xlarge": 100, "ml.g6e.24xlarge": 200, "ml.g6e.48xlarge": 400,
-    "ml.p4d.24xlarge": 400, "ml.p4de.24xlarge": 400,
-    "ml.p5.48xlarge": 3200, "ml.p5e.48xlarge": 3200, "ml.p5en.48xlarge": 3200, "ml.p6-b200.48xlarge": 3200,
-}  # fmt: skip
-
+SHAPE_SHARE = 0.88
+"""Of the best products measured, what a transformer's reach."""
 PRODUCT_SHARE = 0.7
-"""Of the dense bf16 peak, what large matrix products reach."""
+"""Of the dense bf16 peak, where nobody measured that."""
 MEMORY_SHARE = 0.8
 """Of the memory's bandwidth, what elementwise work reaches."""
 LINK_SHARE = 0.7
 """Of a link's bandwidth, what a collective reaches."""
+HOP_SECONDS = {"link": 3e-6, "network": 15e-6}
+"""Assumed: of one message between neighbours of a ring."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +30,8 @@ class Machine:
     instance: str
     nodes: int
     gpus_per_node: int
-    gpu: str
-    memory_gb: float
-    tflops: float
-    memory_gbs: float
-    link_gbs: float
-    network_gbs: float
+    gpu: Gpu
+    network_gbits: float
 
     @property
     def gpus(self) -> int:
@@ -54,24 +39,44 @@ class Machine:
         return self.nodes * self.gpus_per_node
 
     @property
-    def ring_gbs(self) -> float:
-        """What the slowest hop of a ring over all GPUs carries; a node's network serves one hop."""
-        links = ([self.link_gbs] if self.gpus_per_node > 1 else []) + (
-            [self.network_gbs] if self.nodes > 1 else []
+    def flops(self) -> float:
+        """Of matrix products, on one GPU."""
+        best = self.gpu.best_tflops
+        return 1e12 * (SHAPE_SHARE * best if best else PRODUCT_SHARE * self.gpu.tflops)
+
+    @property
+    def memory_bytes(self) -> float:
+        """Of elementwise work, on one GPU."""
+        return 1e9 * MEMORY_SHARE * self.gpu.memory_gbs
+
+    def ring_seconds(self, moved: float, members: int, nodes: int, calls: int = 1) -> float:
+        """All-gathers or reduce-scatters of `moved` bytes in `calls` pieces; an all-reduce takes two of them.
+
+        A ring of n GPUs moves (n - 1) / n of the bytes over each of its hops
+        (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md). Its slowest hop counts: within
+        a node a GPU's link; between nodes the network, which all rings of a node share. Each piece also takes
+        a message a hop.
+
+        Args:
+            members: GPUs of the ring on each node.
+            nodes: that the ring is over.
+        """
+        if members * nodes == 1:
+            return 0.0
+        rings = self.gpus_per_node / members
+        hops = [self.gpu.link_gbs] * (members > 1) + [self.network_gbits / 8 / rings] * (nodes > 1)
+        messages = HOP_SECONDS["link"] * nodes * (members - 1) + HOP_SECONDS["network"] * (
+            nodes if nodes > 1 else 0
         )
-        return LINK_SHARE * min(links, default=float("inf"))
+        return moved * (1 - 1 / (members * nodes)) / (1e9 * LINK_SHARE * min(hops)) + calls * messages
 
 
 def find_machine(instance: str, nodes: int) -> Machine:
-    """`nodes` of an AWS instance type. Raises `UserError` for a type that has no row here."""
+    """`nodes` of an AWS instance type. Raises `UserError` for a type that has no row in `instances`."""
     instance = instance if instance.startswith("ml.") else f"ml.{instance}"
     if instance not in GPUS:
         raise UserError(f"--instance {instance}: not one of {', '.join(GPUS)}")
     if nodes < 1:
         raise UserError(f"--nodes {nodes}: must be 1 or more")
     gpus = GPUS[instance]
-    bandwidth = A100_40_GBS if (gpus.name, gpus.memory_gb) == ("A100", 40) else MEMORY_GBS[gpus.name]
-    link, network = NVLINK_GBS.get(gpus.name, PCIE_GBS), NETWORK_GBITS[instance] / 8
-    return Machine(
-        instance, nodes, gpus.count, gpus.name, gpus.memory_gb, gpus.tflops, bandwidth, link, network
-    )
+    return Machine(instance, nodes, gpus.count, gpus.gpu, gpus.network_gbits)

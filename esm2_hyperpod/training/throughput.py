@@ -58,7 +58,7 @@ class Meter:
     """Speed between two logs, over all ranks. Time spent evaluating or saving is left out."""
 
     def __init__(self, config: EsmConfig, device: torch.device):
-        self._size = Size(config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
+        self._size = Size.from_config(config.to_dict())
         self._device = device
         self._peak = peak_tflops(device_name(device))
         self.restart()

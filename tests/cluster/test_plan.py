@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from esm2_hyperpod.cluster.billing import load_prices
 from esm2_hyperpod.cluster.checks import checked_config
-from esm2_hyperpod.cluster.instances import has_gpu, is_arm
 from esm2_hyperpod.cluster.request import create_cluster_request, example_outputs
 from esm2_hyperpod.cluster.schema import accepted_types, request_problems, sagemaker_model
 from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.instances import has_gpu, is_arm
 from esm2_hyperpod.sizes import MB_PER_SECOND
 
 SETUP = ROOT / "cluster_setup"
@@ -315,6 +315,12 @@ def test_plan_sums_the_prices_of_aws_and_remembers_them(price_list, tmp_path, hy
     assert "20.660  USD an hour, 495.84 a day while all of it exists" in output and "not known" not in output
     assert f"prices: AWS's price list, read on {datetime.date.today()}" in output
     assert len(price_list) == 5 and hyperpod("plan").out == output and len(price_list) == 5
+    # and tells what a training would cost: 2 nodes at 10 USD
+    lines = hyperpod("plan", "--model_size", "650M", "--tokens", "10B").out.splitlines()
+    assert any(line.startswith("650M on 2 x ml.g5.24xlarge (8 x A10G") for line in lines)
+    (ddp,) = [line.split() for line in lines if line.startswith("DDP  ")]
+    assert float(ddp[7].replace(",", "")) == pytest.approx(20 * float(ddp[6]), rel=0.01)
+    assert lines[-1].startswith("MODEL_SIZE=650M sbatch --nodes=2 ")
     # the file stands above the list
     discount = hyperpod("plan", "--prices", priced(tmp_path, usd={"ml.g5.24xlarge": 8})).out
     assert "16.660  USD an hour" in discount and "made up, read on today; AWS's price list" in discount

@@ -7,14 +7,17 @@ from types import SimpleNamespace
 from helpers.commands import run
 
 from esm2_hyperpod.jobs import dry_run as dry_run_module
+from esm2_hyperpod.planner.answer import Question, answer, describe
+from esm2_hyperpod.planner.machines import find_machine
+from esm2_hyperpod.planner.models import find_model
 from esm2_hyperpod.sizes import SIZES
 
 CPU = {"CUDA_VISIBLE_DEVICES": "", "DRY_RUN": "1"}
 
 
-def dry_run(fsx: Path, wrapper: str, *arguments: object, processes: int = 2):
+def dry_run(fsx: Path, wrapper: str, *arguments: object, processes: int = 2, **environment: str):
     places = {"FSX_DIR": str(fsx), "GPUS_PER_NODE": str(processes)}
-    return run("bash", wrapper, *arguments, check=False, **places, **CPU)
+    return run("bash", wrapper, *arguments, check=False, **places, **CPU, **environment)
 
 
 def problem(result) -> str:
@@ -24,10 +27,11 @@ def problem(result) -> str:
     return line
 
 
-def test_plan_of_pretraining(synthetic, tmp_path):
-    result = dry_run(
-        synthetic, "3.train_fsdp.sh", "--output_dir", tmp_path / "a b", "--max_steps", 30, processes=4
-    )
+def test_plan_of_pretraining(synthetic, tmp_path_factory, tmp_path):
+    instance = tmp_path_factory.mktemp("node") / "instance_type"
+    instance.write_text("g5.12xlarge\n")
+    flags = "--output_dir", tmp_path / "a b", "--max_steps", 30
+    result = dry_run(synthetic, "3.train_fsdp.sh", *flags, processes=4, INSTANCE_TYPE_FILE=str(instance))
     assert result.returncode == 0, result.stderr
     assert "esm2_hyperpod.jobs.launch accelerate " in result.stdout
     assert rf"--output_dir {tmp_path}/a\ b --max_steps 30" in result.stdout  # can be pasted into a shell
@@ -35,11 +39,15 @@ def test_plan_of_pretraining(synthetic, tmp_path):
     assert "2,097,152 tokens = 4 process(es) x 16,384 x 32 accumulated" in result.stdout
     assert "starts from the beginning" in result.stdout
     assert "checkpoints   0.1 GB each, 0 s at 293 MB/s, 3 kept: 0 GB to come, " in result.stdout
+    machine = find_machine("g5.12xlarge", 1)
+    plan = describe(answer(Question(find_model("8M", None, {}), machine, 30 * 2_097_152)))
+    assert f"\n{plan}\n" in result.stdout  # the planner's own figures
     assert list(tmp_path.iterdir()) == []  # nothing was run
 
 
 def test_batch_that_does_not_divide(synthetic, tmp_path):
-    result = dry_run(synthetic, "2.train_ddp.sh", "--output_dir", tmp_path, processes=3)
+    unknown = {"INSTANCE_TYPE_FILE": str(tmp_path / "none")}
+    result = dry_run(synthetic, "2.train_ddp.sh", "--output_dir", tmp_path, processes=3, **unknown)
     assert "--global_batch_tokens 2,097,152 does not divide over 3" in problem(result)
 
 

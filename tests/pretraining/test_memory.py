@@ -31,7 +31,7 @@ DEFAULTS = {
         ("650M", 44.4, True, {}, (2, False)),
         ("650M", 44.4, True, {"dp_replicate_size": "1"}, (1, False)),
         ("650M", 44.4, True, {"parts": 4}, (1, False)),  # a pack takes a whole node
-        ("3B", 22.5, True, {}, (1, True)),
+        ("3B", 21.5, True, {}, (1, True)),
         ("3B", 44.4, True, {}, (2, True)),
         ("3B", 44.4, True, {"checkpoints_by_memory": False, "tokens_per_device": 1024}, (2, False)),
         ("3B", 79.2, True, {"dp_replicate_size": "1"}, (1, False)),
