@@ -27,6 +27,7 @@ def main() -> None:
         args.global_batch_tokens,
         args.dollars_per_node_hour,
         args.file_system_mb_s,
+        args.optim == "muon",
     )
     found = answer(question)
     print(json.dumps(found, indent=1) if args.json else describe(found))
@@ -51,6 +52,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dollars_per_node_hour", type=float, help="for the cost of the run")
     parser.add_argument(
         "--file_system_mb_s", type=float, default=MB_PER_SECOND, help="for checkpoints; default: %(default)s"
+    )
+    parser.add_argument(
+        "--optim", choices=["muon"], help="as train.py's: less memory; its time is not planned"
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     return parser.parse_args()

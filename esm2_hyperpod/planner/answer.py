@@ -27,6 +27,7 @@ class Question:
     global_tokens: int = GLOBAL_TOKENS
     dollars_per_node_hour: float | None = None
     file_system_mb_s: float = MB_PER_SECOND
+    muon: bool = False
 
 
 def count(text: str) -> int:
@@ -40,7 +41,7 @@ def count(text: str) -> int:
 def answer(asked: Question) -> dict:
     """Everything that is said, for programs. Raises `UserError` where the model does not fit."""
     machine, size, name = asked.machine, asked.model.size, asked.model.name
-    ways = all_ways(size, machine, asked.global_tokens)
+    ways = all_ways(size, machine, asked.global_tokens, asked.muon)
     best = best_way(ways, machine)
     if best is None:
         raise UserError(

@@ -6,7 +6,7 @@ from itertools import product
 
 from esm2_hyperpod.planner.machines import Machine
 from esm2_hyperpod.planner.speed import RESIDUES, Step, step
-from esm2_hyperpod.pretraining.memory import Strategy, largest_micro_batch, memory
+from esm2_hyperpod.pretraining.memory import ROOMY, Strategy, largest_micro_batch, memory
 from esm2_hyperpod.sizes import Size
 
 SMALLEST_TOKENS = 1024
@@ -46,6 +46,8 @@ class Way:
             words += ["--reshard_after_forward", "false"]
         if strategy.tp > 1:
             words += ["--tp_size", str(strategy.tp)]
+        if strategy.muon:
+            words += ["--optim", "muon"]
         return [*words, "--activation_checkpointing", str(strategy.checkpointing).lower()]
 
     @property
@@ -68,25 +70,25 @@ class Way:
         return self.step.flops / self.step.seconds / (machine.gpu.tflops * 1e12)
 
 
-def strategies(size: Size, machine: Machine) -> Iterator[Strategy]:
+def strategies(size: Size, machine: Machine, muon: bool = False) -> Iterator[Strategy]:
     """All that can be run: tensor parallel within a node, of a divisor of the heads; HSDP with a replica a
     node."""
     for checkpointing in (False, True):
-        yield Strategy("ddp", machine.gpus, checkpointing)
-        for tp in (1, 2, 4, 5, 8):
+        yield Strategy("ddp", machine.gpus, checkpointing, muon=muon)
+        for tp in (1,) if muon else (1, 2, 4, 5, 8):
             fits = size.heads % tp == 0 == machine.gpus_per_node % tp and size.feed_forward % tp == 0
             for replicas, reshard in product({1, machine.nodes}, (True, False)):
                 strategy = Strategy(
-                    "fsdp", machine.gpus, checkpointing, replicas=replicas, tp=tp, reshard=reshard
+                    "fsdp", machine.gpus, checkpointing, True, replicas, tp, muon=muon, reshard=reshard
                 )
                 if fits and strategy.shards > 1 and (reshard or tp == 1):
                     yield strategy
 
 
-def all_ways(size: Size, machine: Machine, global_tokens: int) -> list[Way]:
+def all_ways(size: Size, machine: Machine, global_tokens: int, muon: bool = False) -> list[Way]:
     """Each strategy with the largest micro-batch that fits, DDP first."""
     found = sorted(
-        strategies(size, machine),
+        strategies(size, machine, muon),
         key=lambda way: (way.name != "ddp", way.tp, not way.reshard, way.replicas, way.checkpointing),
     )
     return [_way(size, machine, strategy, global_tokens) for strategy in found]
@@ -97,7 +99,7 @@ def best_way(ways: list[Way], machine: Machine) -> Way | None:
     memory free, for the formula may err; else the first. None if none fits."""
     fastest = max(way.tokens_per_second for way in ways)
     close = [way for way in ways if way.step and way.tokens_per_second >= 0.98 * fastest]
-    roomy = [way for way in close if way.gigabytes <= 0.9 * machine.gpu.memory_gb]
+    roomy = [way for way in close if way.gigabytes <= ROOMY * machine.gpu.memory_gb]
     return next(iter(roomy + close), None)
 
 

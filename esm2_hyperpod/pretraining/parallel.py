@@ -13,7 +13,7 @@ from transformers import EsmConfig
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.esm.parallel import Parallel
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
-from esm2_hyperpod.pretraining.memory import MARGIN, Strategy, memory
+from esm2_hyperpod.pretraining.memory import MARGIN, ROOMY, Strategy, memory
 from esm2_hyperpod.pretraining.sharding import is_fsdp_run, starts_lean
 from esm2_hyperpod.sizes import Size
 
@@ -35,7 +35,7 @@ def choose_replicas_and_checkpointing(args: PretrainingArguments, config: EsmCon
     gradients alone go over the network, once a step. Activations are recomputed where they do not all fit. By
     the formula of `memory`, which knows packs in bf16 on GPUs; elsewhere everything is taken to fit.
     """
-    size = Size(config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
+    size = Size.from_config(config.to_dict())
     local = int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
     nodes = args.world_size // local
     by_node = nodes > 1 and local > args.parts and local % args.parts == 0 and starts_lean(args)
@@ -46,14 +46,17 @@ def choose_replicas_and_checkpointing(args: PretrainingArguments, config: EsmCon
     if args.device.type != "cuda" or not args.packing:
         return replicas[0], checkpointing[0]
     name = "fsdp" if is_fsdp_run() else "ddp"
-    available = MARGIN * torch.cuda.get_device_properties(args.device).total_memory
+    total = torch.cuda.get_device_properties(args.device).total_memory
+    how = {"tp": args.tp_size, "cp": args.cp_size, "reshard": args.reshard_after_forward is not False}
     for recompute in checkpointing:
         for count in replicas:
-            strategy = Strategy(name, args.world_size // count, recompute, args.compile_layers)
+            strategy = Strategy(
+                name, args.world_size, recompute, args.compile_layers, count, muon=bool(args.muon), **how
+            )
             parts = memory(size, strategy, args.tokens_per_device, args.gradient_accumulation_steps)
             if not args.bf16:
                 parts["activations"] *= 2
-            if sum(parts.values()) <= available:
+            if sum(parts.values()) <= (MARGIN if count == 1 else ROOMY) * total:
                 return count, recompute
     return replicas[-1], checkpointing[-1]
 

@@ -18,6 +18,10 @@ DEFAULTS = {
     "dp_replicate_size": "auto",
     "checkpoints_by_memory": True,
     "activation_checkpointing": False,
+    "muon": None,
+    "tp_size": 1,
+    "cp_size": 1,
+    "reshard_after_forward": None,
 }
 
 
@@ -31,10 +35,11 @@ DEFAULTS = {
         ("650M", 44.4, True, {}, (2, False)),
         ("650M", 44.4, True, {"dp_replicate_size": "1"}, (1, False)),
         ("650M", 44.4, True, {"parts": 4}, (1, False)),  # a pack takes a whole node
-        ("3B", 21.5, True, {}, (1, True)),
+        ("3B", 22.5, True, {}, (1, True)),
         ("3B", 44.4, True, {}, (2, True)),
         ("3B", 44.4, True, {"checkpoints_by_memory": False, "tokens_per_device": 1024}, (2, False)),
         ("3B", 79.2, True, {"dp_replicate_size": "1"}, (1, False)),
+        ("3B", 22.5, True, {"muon": True}, (2, True)),
         ("3B", 79.2, False, {}, (1, True)),
         ("15B", 79.2, True, {}, (1, True)),
         ("15B", 79.2, True, {"packing": False}, (2, False)),
