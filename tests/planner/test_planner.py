@@ -168,6 +168,10 @@ def test_the_command_prints_the_same_figures_and_refuses_in_one_line():
     found = json.loads(plan("--model_size", "8M", "--instance", "g5.24xlarge", "--nodes", "2",
                             "--dollars_per_node_hour", "10", "--json").stdout)  # fmt: skip
     assert found == ask("8M", "ml.g5.24xlarge", 2)
+    muon = json.loads(
+        plan("--model_size", "8M", "--instance", "g5.24xlarge", "--optim", "muon", "--json").stdout
+    )
+    assert "--optim muon" in muon["command"]
     large = plan("--model_size", "15B", "--instance", "g5.xlarge", check=False)
     assert large.returncode == 1 and "15B does not fit on 1 x ml.g5.xlarge" in large.stderr
 
