@@ -27,6 +27,7 @@ from esm2_hyperpod.esm.model import FINAL_MODEL
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
 from esm2_hyperpod.pretraining.data import open_split
 from esm2_hyperpod.pretraining.local_copy import local_copy
+from esm2_hyperpod.pretraining.model_card import model_card
 from esm2_hyperpod.pretraining.sharding import SaySharding, enable_fsdp_on_cpu
 from esm2_hyperpod.pretraining.trainer import PretrainingTrainer, build_model
 from esm2_hyperpod.pretraining.validation import SEED as VALIDATION_SEED
@@ -100,8 +101,9 @@ def pretrain(args: PretrainingArguments) -> int | None:
         return leave(stop, "a checkpoint is written")
 
     metrics = trainer.evaluate_once() if validation is not None else {}
-    trainer.save_final_model()
-    stopped_early = trainer.state.global_step < args.last_step
+    steps = trainer.state.global_step
+    trainer.save_final_model(model_card(args, manifest, model.num_parameters(), steps, metrics))
+    stopped_early = steps < args.last_step
     trainer.end_run(FINISHED, stopped_early=stopped_early, frequency_entropy=entropy, **metrics)
     if is_main:
         shutil.rmtree(output_dir / ".plans", ignore_errors=True)

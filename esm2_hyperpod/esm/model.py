@@ -98,8 +98,10 @@ def find_size(name_or_path: str) -> Size:
         ) from None
 
 
-def save_final_model(weights: dict[str, torch.Tensor], config: EsmConfig, output_dir: Path) -> None:
-    """Write `output_dir/final_model`, an ordinary Hugging Face folder: safetensors, config, tokenizer.
+def save_final_model(
+    weights: dict[str, torch.Tensor], config: EsmConfig, output_dir: Path, card: str
+) -> None:
+    """Write `output_dir/final_model`, an ordinary Hugging Face folder; `card` is its README.md.
 
     `weights` is the whole state dict. `Trainer.save_model` writes nothing under FSDP with sharded checkpoints
     (transformers 5.23), so the caller gathers it. Called on one rank.
@@ -111,3 +113,4 @@ def save_final_model(weights: dict[str, torch.Tensor], config: EsmConfig, output
     with whole_folder(output_dir / FINAL_MODEL) as temporary:
         plain.save_pretrained(temporary, save_original_format=False)  # see ResumableTrainer._save
         build_tokenizer().save_pretrained(temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")

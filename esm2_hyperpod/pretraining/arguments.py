@@ -25,7 +25,8 @@ class PretrainingArguments(RunArguments):
         "model_size model_name_or_path config_name num_hidden_layers hidden_size num_attention_heads "
         "intermediate_size seed max_seq_length tokens_per_device global_batch_tokens packing "
         "mlm_probability mask_replace lr_schedule max_steps learning_rate warmup_steps adam_beta1 "
-        "adam_beta2 adam_epsilon weight_decay max_grad_norm muon"
+        "adam_beta2 adam_epsilon weight_decay max_grad_norm muon "
+        "overfit_batches limit_validation_tokens"
     )
     USE_INSTEAD = RunArguments.USE_INSTEAD | {
         "per_device_train_batch_size": "--tokens_per_device",
@@ -90,6 +91,11 @@ class PretrainingArguments(RunArguments):
     )
     tp_size: int = option(1, "FSDP2: devices that divide each layer's weights; for the largest models.")
     cp_size: int = option(1, "Devices that divide a pack's tokens; for sequences too long for one.")
+    overfit_batches: int | None = option(
+        None,
+        "Train on the batches of the first so many steps alone: the loss must go to zero.",
+    )
+    limit_validation_tokens: int | None = option(None, "Validate on about so many tokens; default: all.")
     stop_after_steps: int | None = option(None, "Stop here; the schedule still ends at --max_steps.")
     early_stopping_patience: int | None = option(
         None, "Stop after so many evaluations without a better validation loss."
@@ -135,6 +141,9 @@ class PretrainingArguments(RunArguments):
                         f"--{name}: --model_name_or_path {self.model_name_or_path} has its own architecture; "
                         "leave out one of them"
                     )
+        for name in ("overfit_batches", "limit_validation_tokens"):
+            if self.was_given(name) and getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be a number from 1 up")
         if not 0 < self.mlm_probability < 1:
             raise UserError(f"--mlm_probability {self.mlm_probability}: must lie between 0 and 1")
         if self.precision == "fp8" and not self.packing:

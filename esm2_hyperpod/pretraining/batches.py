@@ -64,8 +64,8 @@ class BatchMaker:
         batch = self._pack(masked, labels, lengths) if self.packing else self._pad(masked, labels, lengths)
         residues = int(np.isin(tokens, (CLS, EOS), invert=True).sum())
         squares, masked = int((lengths**2).sum()), int((labels != IGNORED).sum())
-        counts = Counts(residues, len(tokens), batch["input_ids"].numel(), squares, masked)
-        batch["counts"] = Counts(0, 0, 0, 0, 0) if self.part else counts  # a pack counts once
+        counts = Counts(residues, len(tokens), batch["input_ids"].numel(), squares, masked, len(indices))
+        batch["counts"] = Counts(*[0] * len(counts)) if self.part else counts  # a pack counts once
         return batch
 
     def _pack(self, tokens: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> dict:

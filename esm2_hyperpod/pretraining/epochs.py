@@ -202,6 +202,7 @@ class StepSampler(Sampler):
         packs_per_step: of all ranks together; a multiple of `world_size`.
         total_steps: length of the schedule. Trainer derives the number of steps from `len`.
         steps: those to be visited now.
+        overfit: number of steps whose packs are visited again and again, with the same crops and masks.
     """
 
     def __init__(
@@ -212,7 +213,9 @@ class StepSampler(Sampler):
         steps: range,
         rank: int,
         world_size: int,
+        overfit: int | None = None,
     ):
+        self._cycle = overfit and overfit * packs_per_step
         self._stream = stream
         self._packs_per_step = packs_per_step
         self._total_steps = total_steps
@@ -227,4 +230,4 @@ class StepSampler(Sampler):
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         start, end = (step * self._packs_per_step for step in (self._steps.start, self._steps.stop))
         for number in range(start + self._rank, end, self._world_size):
-            yield self._stream[number]
+            yield self._stream[number % self._cycle if self._cycle else number]

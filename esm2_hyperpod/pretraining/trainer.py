@@ -132,6 +132,7 @@ class PretrainingTrainer(ResumableTrainer):
             range(self.first_step, args.last_step),
             args.data_rank,
             args.data_ranks,
+            args.overfit_batches,
         )
         return self._loader(self._train_split.batches, sampler)
 
@@ -243,7 +244,10 @@ class PretrainingTrainer(ResumableTrainer):
 
     def _validation_batches(self):
         packs, args = self._validation_split.packs, self.args
-        numbers = validation.share_of_packs(packs.packs_per_epoch, args.data_rank, args.data_ranks)
+        count = packs.packs_per_epoch
+        if args.limit_validation_tokens:
+            count = min(count, max(1, args.limit_validation_tokens // args.tokens_per_device))
+        numbers = validation.share_of_packs(count, args.data_rank, args.data_ranks)
         keys = [(validation.EPOCH, packs[max(number, 0)][1]) for number in numbers]
         for number, batch in zip(numbers, self._loader(self._validation_split.batches, keys)):
             del batch["counts"]
@@ -256,11 +260,11 @@ class PretrainingTrainer(ResumableTrainer):
         super()._save_checkpoint(model, trial)
         self._meter.pause(time.perf_counter() - start)
 
-    def save_final_model(self) -> None:
-        """Write `final_model/`, gathered from all ranks. Called on all ranks."""
+    def save_final_model(self, card: str) -> None:
+        """Write `final_model/`, gathered from all ranks; `card` is its README.md. Called on all ranks."""
         weights = self.accelerator.get_state_dict(self.model)
         if self.is_world_process_zero():
-            save_final_model(weights, self.model.config, self.output_dir)
+            save_final_model(weights, self.model.config, self.output_dir, card)
         self.barrier()
 
     def log_figures(self) -> dict[str, float]:
@@ -282,7 +286,9 @@ class PretrainingTrainer(ResumableTrainer):
         speed = f"{line['residues_per_second']:,.0f} residues/s"
         if self.args.world_size > 1:
             speed += f" ({line['residues_per_second_per_device']:,.0f} per device)"
-        speed += f"  {line['tokens_per_second']:,.0f} tokens/s"
+        speed += (
+            f"  {line['tokens_per_second']:,.0f} tokens/s  {line['sequences_per_second']:,.4g} sequences/s"
+        )
         used = f"MFU {line['mfu']:.1%}" if "mfu" in line else f"{line['tflops_per_device']:.3g} TFLOPS"
         memory = f"  peak {line['peak_memory_gb']:.1f} GB" if "peak_memory_gb" in line else ""
         return head + (

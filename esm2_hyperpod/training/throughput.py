@@ -45,6 +45,7 @@ class Counts(NamedTuple):
         slots: tokens computed, padding included.
         squared_lengths: sum over sequences of the square of their length in tokens.
         masked: tokens to be predicted.
+        sequences: of them all.
     """
 
     residues: int
@@ -52,6 +53,7 @@ class Counts(NamedTuple):
     slots: int
     squared_lengths: int
     masked: int
+    sequences: int
 
 
 class Meter:
@@ -101,6 +103,7 @@ class Meter:
             "residues_per_second": counts.residues / seconds,
             "residues_per_second_per_device": counts.residues / seconds / ranks,
             "tokens_per_second": counts.tokens / seconds,
+            "sequences_per_second": counts.sequences / seconds,
             "padding_share": 1 - counts.tokens / counts.slots,
             "tflops_per_device": flops / seconds / ranks / 1e12,
         }

@@ -66,6 +66,8 @@ def test_old_checkpoints_go_and_the_best_stays(tokenized, tmp_path):
 def test_final_model_is_an_ordinary_one_and_padding_sees_the_same_loss(tokenized, undisturbed, tmp_path):
     model = AutoModelForMaskedLM.from_pretrained(undisturbed / "final_model")
     tokenizer = AutoTokenizer.from_pretrained(undisturbed / "final_model")
+    card = (undisturbed / "final_model" / "README.md").read_text()
+    assert "of size tiny" in card and "| validation | loss " in card and "UniProt" not in card
     assert type(model).__name__ == "EsmForMaskedLM" and model.dtype == torch.float32
     assert tokenizer("MK<mask>J")["input_ids"] == [0, 20, 15, 32, 3, 2]
     still = "--model_name_or_path", undisturbed / "final_model", "--learning_rate", 0, "--max_steps", 1
@@ -157,3 +159,14 @@ def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(tokenized, undistur
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
     train(tokenized, tmp_path)
     assert metrics(tmp_path) == metrics(undisturbed)
+
+
+def test_one_batch_is_learned_by_heart(tokenized, tmp_path):
+    flags = (
+        "--overfit_batches 1 --max_steps 60 --learning_rate 3e-3 --global_batch_tokens 512 --logging_steps 60"
+    )
+    train(tokenized, tmp_path, *flags.split(), "--limit_validation_tokens", 512)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[0] > 3 and losses[-1] < losses[0] / 2
+    assert {line["eval_masked_tokens"] for line in lines if "eval_loss" in line} < {*range(512)}

@@ -33,7 +33,7 @@ def test_weights_are_drawn_later_and_equal_the_plain_ones(model_class):
 def test_the_final_model_is_saved_without_a_second_copy(tmp_path):
     plain = EsmForMaskedLM(build_config("tiny"))
     with LiveBytes() as live:
-        save_final_model(plain.state_dict(), plain.config, tmp_path)
+        save_final_model(plain.state_dict(), plain.config, tmp_path, "a card")
     assert live.peak < plain.num_parameters() / 4  # bytes: a sixteenth of the model
     again = EsmForMaskedLM.from_pretrained(tmp_path / "final_model").state_dict()
     assert all(torch.equal(again[name], value) for name, value in plain.state_dict().items())
