@@ -13,9 +13,10 @@ the same command again; with --keep_fasta it resumes from the bytes it has.
 
 import argparse
 import contextlib
+import shlex
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
@@ -31,9 +32,18 @@ from esm2_hyperpod.artifacts import (
     whole_file,
     write_json_atomically,
 )
-from esm2_hyperpod.console import amounts, byte_bar, mark, positive, step_parser
+from esm2_hyperpod.command_line import say_what_for
+from esm2_hyperpod.console import (
+    amounts,
+    byte_bar,
+    fsx_dir,
+    mark,
+    positive,
+    step_parser,
+    whole_number,
+)
 from esm2_hyperpod.download import sources, synthetic
-from esm2_hyperpod.download.fasta import Records, read_records
+from esm2_hyperpod.download.fasta import Records, proteins_only, read_records
 from esm2_hyperpod.download.partitions import (
     MAX_PARTITIONS,
     remove_partitions,
@@ -50,14 +60,19 @@ GZIP_RATIO = 2.2  # a protein FASTA shrinks to half at best; its CSV is never la
 
 
 def main() -> None:
+    if not fsx_dir().parent.is_dir():
+        say_what_for(__doc__, f"{fsx_dir().parent} is not here, and no --output_dir is given")
     arguments = parse_arguments()
     folder = arguments.output_dir
     with only_writer(folder):
         remove_temporaries(folder)
-        if (folder / MANIFEST).is_file() and not arguments.overwrite:
-            report_finished(arguments)
-        else:
-            make_partitions(arguments)
+        try:
+            if (folder / MANIFEST).is_file() and not arguments.overwrite:
+                report_finished(arguments)
+            else:
+                make_partitions(arguments)
+        finally:
+            remove_temporaries(folder)  # those of a full disk fill it
         if arguments.plot:
             from esm2_hyperpod.tokenization.plots import plot_partition
 
@@ -75,8 +90,13 @@ def parse_arguments() -> argparse.Namespace:
     size.add_argument("--num_partitions", type=positive, help=f"default: 50, at most {MAX_PARTITIONS}")
     size.add_argument("--max_records_per_partition", type=positive, help="as many partitions as that takes")
     parser.add_argument("--max_records", type=positive, help="stop after the first so many records")
-    parser.add_argument("--seed", type=int, default=42, help="deals records to partitions; default: 42")
+    parser.add_argument(
+        "--seed", type=whole_number, default=42, help="deals records to partitions; default: 42"
+    )
     parser.add_argument("--checksum", type=checksum, help="md5:HEX or sha256:HEX of the source as it is sent")
+    parser.add_argument(
+        "--allow_nucleotides", action="store_true", help="take DNA and RNA, which are refused otherwise"
+    )
     parser.add_argument(
         "--keep_fasta", action="store_true", help="keep the downloaded file in the output folder"
     )
@@ -105,13 +125,13 @@ def options_of(arguments: argparse.Namespace) -> dict:
 
 
 def command(arguments: argparse.Namespace, *more: str) -> str:
-    return " ".join(["python 0.download_data.py --output_dir", str(arguments.output_dir), *more])
+    return " ".join(["python 0.download_data.py --output_dir", shlex.quote(str(arguments.output_dir)), *more])
 
 
 def report_finished(arguments: argparse.Namespace) -> None:
     folder = arguments.output_dir
     start_over = command(arguments, "--overwrite")
-    manifest = read_manifest(folder, start_over)
+    manifest = read_manifest(folder, start_over, holds="files")
     check_same_options(
         folder, manifest["options"], options_of(arguments), f"{start_over} (and this run's flags)"
     )
@@ -143,9 +163,12 @@ def make_partitions(arguments: argparse.Namespace) -> None:
             if source.size and not limit:
                 needed = space_needed(source, arguments)
                 check_free_space(folder, needed, ", or take less with --max_records")
-        bar = stack.enter_context(byte_bar(None if limit else source.size, "FASTA"))
-        plain = prefetch(sources.decompressed(prefetch(counted(source.chunks, bar)), source.name))
-        rows = tallied(first_records(read_records(plain, source.name), limit), totals)
+        move_bar = stack.enter_context(byte_bar(None if limit else source.size, "FASTA"))
+        plain = prefetch(sources.decompressed(prefetch(counted(source.chunks, move_bar)), source.name))
+        records = read_records(plain, source.name)
+        if not (is_synthetic or arguments.allow_nucleotides):
+            records = proteins_only(records, source.name)
+        rows = tallied(first_records(records, limit), totals)
         count = arguments.num_partitions
         if count is None:
             spooled = stack.enter_context(tempfile.TemporaryFile(dir=folder))
@@ -190,9 +213,9 @@ def space_needed(source: sources.Source, arguments: argparse.Namespace) -> float
     return copies * rows + (source.size if arguments.keep_fasta else 0)
 
 
-def counted(chunks: Iterator[bytes], bar) -> Iterator[bytes]:
+def counted(chunks: Iterator[bytes], move_bar: Callable[[int], object]) -> Iterator[bytes]:
     for chunk in chunks:
-        bar.update(len(chunk))
+        move_bar(len(chunk))
         yield chunk
 
 

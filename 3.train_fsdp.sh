@@ -14,14 +14,19 @@
 #SBATCH --signal=B:USR1@900
 set -euo pipefail
 
-# sbatch runs a copy of this file from Slurm's spool folder.
+# sbatch runs a copy of this file from Slurm's spool folder, and may have been called in any folder.
 REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-[ -d "$REPOSITORY/cluster_setup" ] || REPOSITORY="$SLURM_SUBMIT_DIR"
-[ -d "$REPOSITORY/cluster_setup" ] || { echo "submit this file from its own folder" >&2; exit 1; }
+[ -d "$REPOSITORY/cluster_setup" ] || REPOSITORY="${SLURM_SUBMIT_DIR:-}"
+[ -d "$REPOSITORY/cluster_setup" ] || REPOSITORY="$(scontrol show job "${SLURM_JOB_ID:-}" 2>/dev/null |
+  sed -n 's|^ *Command=\(.*\)/3.train_fsdp.sh.*|\1|p' || true)"
+[ -d "$REPOSITORY/cluster_setup" ] || { echo "3.train_fsdp.sh: error: this copy is not in its repository; run the one there" >&2; exit 1; }
 source "$REPOSITORY/cluster_setup/job_environment.sh"
 
 : "${OUTPUT_DIR:=$FSX_DIR/runs/fsdp}"
 : "${MODEL_SIZE:=8M}"
+if [ $# = 0 ] && ! in_slurm_job && [ ! -e "$DATASET_DIR/manifest.json" ]; then
+  say_what_for "$DATASET_DIR holds nothing of step 1; make it with: python 1.tokenize_uniref_csv.py"
+fi
 
 TRAINING_ARGUMENTS=(
   --dataset_dir "$DATASET_DIR"

@@ -14,14 +14,19 @@
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
 
-# sbatch runs a copy of this file from Slurm's spool folder.
+# sbatch runs a copy of this file from Slurm's spool folder, and may have been called in any folder.
 REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-[ -d "$REPOSITORY/cluster_setup" ] || REPOSITORY="$SLURM_SUBMIT_DIR"
-[ -d "$REPOSITORY/cluster_setup" ] || { echo "submit this file from its own folder" >&2; exit 1; }
+[ -d "$REPOSITORY/cluster_setup" ] || REPOSITORY="${SLURM_SUBMIT_DIR:-}"
+[ -d "$REPOSITORY/cluster_setup" ] || REPOSITORY="$(scontrol show job "${SLURM_JOB_ID:-}" 2>/dev/null |
+  sed -n 's|^ *Command=\(.*\)/4.finetune_qlora.sh.*|\1|p' || true)"
+[ -d "$REPOSITORY/cluster_setup" ] || { echo "4.finetune_qlora.sh: error: this copy is not in its repository; run the one there" >&2; exit 1; }
 source "$REPOSITORY/cluster_setup/job_environment.sh"
 
 : "${OUTPUT_DIR:=$FSX_DIR/runs/localization}"
 : "${MODEL_NAME_OR_PATH:=$FSX_DIR/runs/ddp/final_model}"
+if [ $# = 0 ] && ! in_slurm_job && [ -z "${TRAIN_FILE:-}" ]; then
+  say_what_for "no labelled proteins: give them with TRAIN_FILE=labelled.fasta"
+fi
 
 TRAINING_ARGUMENTS=(
   --model_name_or_path "$MODEL_NAME_OR_PATH"

@@ -1,11 +1,12 @@
-"""Fine-tune ESM-2 to say where in the cell a protein lives, and predict with the result.
+r"""Fine-tune ESM-2 to say where in the cell a protein lives, and predict with the result.
 
-    python finetune_localization.py --model_name_or_path runs/ddp/final_model --train_file deeploc.fasta \
-        --output_dir runs/localization
+    python finetune_localization.py --model_name_or_path runs/ddp/final_model \
+        --train_file deeploc.fasta --output_dir runs/localization
     python finetune_localization.py --model_name_or_path runs/localization/adapter \
         --predict_file new.fasta.gz --output_dir runs/new
-    python finetune_localization.py --model_name_or_path facebook/esm2_t36_3B_UR50D --estimate_memory
-    torchrun --nproc_per_node 8 finetune_localization.py ...                (4.finetune_qlora.sh does this)
+
+--estimate_memory says what training takes on a 24 GB GPU, with neither data nor weights.
+4.finetune_qlora.sh starts it with torchrun, one process a GPU.
 
 Writes to --output_dir: splits/, checkpoint-N/, adapter/ (model/ for --tuning head and full), metrics.json,
 report.md, confusion_matrix.png, reliability.png, test_predictions.csv, predictions.csv, attributions.csv and
@@ -18,8 +19,11 @@ import resource
 from dataclasses import replace
 from pathlib import Path
 
+from esm2_hyperpod.command_line import begin
 from esm2_hyperpod.imports import without_kernels_warning
 
+if __name__ == "__main__":
+    begin(__doc__)  # the imports below take seconds
 without_kernels_warning()
 
 import torch
@@ -27,7 +31,7 @@ from transformers import set_seed
 
 from esm2_hyperpod.artifacts import MANIFEST, read_manifest
 from esm2_hyperpod.errors import UserError, run_script
-from esm2_hyperpod.esm.model import find_size
+from esm2_hyperpod.esm.model import find_size, read_config
 from esm2_hyperpod.localization import memory as localization_memory
 from esm2_hyperpod.localization.arguments import FinetuningArguments
 from esm2_hyperpod.localization.encoding import EncodedProteins
@@ -44,7 +48,7 @@ from esm2_hyperpod.localization.trainer import (
 from esm2_hyperpod.proteins.labelled import read_hub_dataset, read_proteins
 from esm2_hyperpod.proteins.splits import Splits, make_splits, read_splits, write_splits
 from esm2_hyperpod.runs.record import CONTINUED, FINISHED, begin_run
-from esm2_hyperpod.training.arguments import parse
+from esm2_hyperpod.training.parsing import parse
 from esm2_hyperpod.training.script import facts, is_done, leave, run_on_all_ranks
 from esm2_hyperpod.training.stopping import StopRequests, StopWhenStale, end_with_launcher
 from esm2_hyperpod.training.throughput import device_name
@@ -106,6 +110,10 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
     options = {**args.data_identity(), **args.identity()}
     if is_done(args, options, "report.md"):
         return None
+
+    # A wrong name of the base is said before the data are read.
+    name = args.model_name_or_path
+    read_config(read_adapter_settings(Path(name)).base if is_tuned(name) else name)
 
     # The data: rank 0 splits it, the others read what it wrote.
     with args.main_process_first(local=False, desc="splitting the proteins"):

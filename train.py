@@ -15,15 +15,18 @@ import json
 import shutil
 from pathlib import Path
 
+from esm2_hyperpod.command_line import begin
 from esm2_hyperpod.imports import without_peft
 
+if __name__ == "__main__":
+    begin(__doc__)  # the imports below take seconds
 without_peft()
 
 from transformers import set_seed
 
 from esm2_hyperpod.artifacts import read_manifest
 from esm2_hyperpod.errors import UserError, run_script
-from esm2_hyperpod.esm.model import FINAL_MODEL
+from esm2_hyperpod.esm.model import FINAL_MODEL, read_config
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
 from esm2_hyperpod.pretraining.data import open_split
 from esm2_hyperpod.pretraining.local_copy import local_copy
@@ -33,7 +36,7 @@ from esm2_hyperpod.pretraining.trainer import PretrainingTrainer, build_model
 from esm2_hyperpod.pretraining.validation import SEED as VALIDATION_SEED
 from esm2_hyperpod.pretraining.validation import residue_frequency_entropy
 from esm2_hyperpod.runs.record import CONTINUED, FINISHED, begin_run
-from esm2_hyperpod.training.arguments import parse
+from esm2_hyperpod.training.parsing import parse
 from esm2_hyperpod.training.script import facts, is_done, leave, run_on_all_ranks
 from esm2_hyperpod.training.stopping import StopAfter, StopRequests, StopWhenStale, end_with_launcher
 from esm2_hyperpod.training.throughput import device_name
@@ -50,9 +53,11 @@ def pretrain(args: PretrainingArguments) -> int | None:
     output_dir, dataset_dir = Path(args.output_dir), Path(args.dataset_dir)
     is_main = args.process_index == 0
     tokenize = "python 1.tokenize_uniref_csv.py"
+    if args.model_name_or_path:
+        read_config(args.model_name_or_path)  # a wrong name is said before the data are read
 
     # The data, and the packs that an epoch visits.
-    manifest = read_manifest(dataset_dir, made_by=tokenize)
+    manifest = read_manifest(dataset_dir, made_by=tokenize, holds="token_counts")
     asked = {**args.identity(), "dataset": manifest["content_digest"]}
     plans = output_dir / ".plans" / hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
     nearest_dir, line = local_copy(dataset_dir, manifest, args.local_disk)

@@ -18,6 +18,7 @@ try:
     from esm2_hyperpod.cluster.billing import billed_items, known_prices
     from esm2_hyperpod.cluster.checks import checked_config, read_config
     from esm2_hyperpod.cluster.config import ClusterConfig
+    from esm2_hyperpod.command_line import Parser, say_what_for
     from esm2_hyperpod.errors import run_script
     from esm2_hyperpod.planner.answer import Question, answer, count, describe
     from esm2_hyperpod.planner.machines import find_machine
@@ -31,13 +32,16 @@ HERE = Path(__file__).resolve().parent
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    say_what_for(__doc__)
+    parser = Parser(
+        prog="python cluster_setup/hyperpod.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subcommands = parser.add_subparsers(dest="command", required=True)
 
-    def add(name: str, summary: str, changes: bool = False) -> argparse.ArgumentParser:
-        command = subcommands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    def add(name: str, summary: str, changes: bool = False) -> Parser:
+        command = subcommands.add_parser(name, help=summary, description=summary)
         command.add_argument(
             "--config", type=Path, default=HERE / "cluster.yaml", help="default: %(default)s"
         )
@@ -61,7 +65,6 @@ def parse_arguments() -> argparse.Namespace:
     connect.add_argument("--node", help="an instance id or a group (controller, login, workers) instead")
     connect.add_argument(
         "--ssh_config",
-        "--ssh-config",
         action="store_true",
         help="print an SSH host entry for the node instead",
     )

@@ -10,7 +10,17 @@
 #   DRY_RUN=1      print what would run and check what can be checked: with bash on this machine, with
 #                  sbatch on the nodes of the job
 
-: "${FSX_DIR:=/fsx/${USER:-$(id -un)}}"
+# Without data or a model to work on, and without arguments: what the script does, and commands to copy.
+say_what_for() { # ERROR, or nothing for --help
+  sed -n '2,/^#SBATCH/{/^#SBATCH/d;s/^# \{0,1\}//;p}' "$0" >&2
+  [ -n "$1" ] || exit 0
+  echo "$(basename "$0"): error: $1" >&2
+  exit 1
+}
+case "${1:-}" in -h | --help) say_what_for "" ;; esac
+
+: "${FSX_DIR:=/fsx/${USER:-$(id -un 2>/dev/null || id -u)}}"
+FSX_DIR="$(realpath -ms -- "$FSX_DIR")" # other nodes, and a container's mounts
 : "${DATASET_DIR:=$FSX_DIR/processed/arrow}"
 if [ -z "${VENV:-}" ] && [ -x "$REPOSITORY/.venv/bin/python" ]; then VENV="$REPOSITORY/.venv"; fi
 export FSX_DIR DATASET_DIR REPOSITORY VENV GPUS_PER_NODE CONTAINER_IMAGE

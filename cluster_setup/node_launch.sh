@@ -74,9 +74,9 @@ if [ "$gpus" = 0 ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ] && [ "$CUDA_VISIBLE_DEV
   refuse "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES hides the GPUs of $(uname -n): ask Slurm for them (sbatch --gres=gpu:N), or unset it"
 fi
 processes="${GPUS_PER_NODE:-$((gpus > 0 ? gpus : 1))}"
-[[ $processes =~ ^[1-9][0-9]*$ ]] || refuse "GPUS_PER_NODE=$processes: must be a number from 1 up"
+[[ $processes =~ ^[1-9][0-9]*$ ]] || refuse "GPUS_PER_NODE=$processes: must be a number from 1 up; unset it to use all GPUs"
 if [ "$gpus" -gt 0 ] && [ "$processes" -gt "$gpus" ]; then
-  refuse "GPUS_PER_NODE=$processes, but $(uname -n) has $gpus GPU(s)"
+  refuse "GPUS_PER_NODE=$processes, but $(uname -n) has $gpus GPU(s); unset it to use all"
 fi
 if [ "$gpus" = 0 ]; then
   # CPU processes share the cores; more threads than cores make them several times slower.

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ MANIFEST = "manifest.json"
 CLUSTER_OF_ROW = "cluster_of_row.npy"
 """Beside a split made with clusters: int32, the number of each row's cluster (see `tokenization`)."""
 READ_BYTES = 1 << 20
+WORTH_A_LINE = 1e9  # bytes; nobody asks whether less will fit
 
 
 @contextlib.contextmanager
@@ -99,21 +101,30 @@ def content_digest(files: list[dict]) -> str:
     return hashlib.sha256("".join(file["sha256"] for file in files).encode()).hexdigest()
 
 
-def read_manifest(folder: Path, made_by: str) -> dict[str, Any]:
+def read_manifest(folder: Path, made_by: str, holds: str | None = None) -> dict[str, Any]:
     """The manifest of a finished stage.
 
-    `made_by` is the command that makes or finishes `folder`; it is quoted in the error.
-    Raises `UserError` if the folder is missing, unfinished, or its manifest is not JSON.
+    `made_by` is the command that makes or finishes `folder`; it is quoted in the error. `holds` is a field
+    that tells this stage's manifest from others'. Raises `UserError` if the folder is missing,
+    unfinished, another stage's, or its manifest is not JSON.
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; make it with: {made_by}")
+        elsewhere = int(os.environ.get("SLURM_STEP_NUM_NODES", "1")) > 1
+        shared = f" on {platform.node()} (all nodes must see it, as they do $FSX_DIR)" if elsewhere else ""
+        raise UserError(f"{folder}: no such folder{shared}; make it with: {made_by}")
+    if not path.is_file() and (folder.parent / MANIFEST).is_file():
+        raise UserError(f"{folder}: a part of what is whole in the folder above; give {folder.parent}")
     if not path.is_file():
         raise UserError(f"{folder}: unfinished (it has no {MANIFEST}); finish it with: {made_by}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not JSON ({error}); delete {folder} and run: {made_by}") from None
+    if not isinstance(manifest, dict) or (holds and holds not in manifest):
+        step = made_by.split(" --")[0]  # not into this folder
+        raise UserError(f"{folder}: holds what another step made; give the folder of: {step}")
+    return manifest
 
 
 def check_same_options(
@@ -155,12 +166,24 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def check_free_space(folder: Path, needed: float, remedy: str) -> None:
-    """Print how many bytes will be written below `folder`; raise `UserError` if there is less room."""
+    """Raise `UserError` if `folder` has less room than the bytes that are needed; say it if they are many."""
     free = shutil.disk_usage(folder).free
-    amounts = f"needs about {needed / 1e9:.3g} GB and has {free / 1e9:.3g} GB free"
+    amounts = f"needs about {size_text(needed)} and has {size_text(free)} free"
     if needed > free:
         raise UserError(f"{folder}: {amounts}; free some space, choose another --output_dir{remedy}")
-    print(f"{folder}: {amounts}")
+    if needed > WORTH_A_LINE:
+        print(f"{folder}: {amounts}")
+
+
+def size_text(size: float) -> str:
+    """Bytes for people: `46 bytes`, `1.2 KB`, `75.7 GB`; a KB is 1,000 bytes."""
+    if size < 999.5:
+        return f"{size:.0f} bytes"
+    for unit in ("KB", "MB", "GB"):
+        size /= 1000
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+    return f"{size / 1000:,.4g} TB"
 
 
 def sync_files(paths: Iterable[Path]) -> None:

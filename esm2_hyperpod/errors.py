@@ -31,15 +31,19 @@ def run_script(main: Callable[[], int | None]) -> None:
     one line; anything else is a defect of ours and keeps its traceback. Ctrl-C exits with 130, `LostPeer`
     with its own code.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # `command_line.begin` has taken it away
     try:
         sys.exit(main())
     except UserError as error:
         message = str(error)
     except LostPeer as error:
         sys.stdout.flush()
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr, flush=True)
+        print(f"{script_name()}: error: {error}", file=sys.stderr, flush=True)
         os._exit(error.EXIT_CODE)  # an orderly exit would wait for the peer once more
     except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{script_name()}: interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         message = describe_os_error(error)
@@ -47,9 +51,13 @@ def run_script(main: Callable[[], int | None]) -> None:
         # Rank 0 mostly fails of the same, and the launcher then ends this rank before it repeats it.
         time.sleep(2)
     sys.stdout.flush()
+    sys.exit(f"{script_name()}: error: {message}")
+
+
+def script_name() -> str:
+    """What a user knows the running program by."""
     script = Path(sys.argv[0])
-    name = script.parent.name if script.name == "__main__.py" else script.name
-    sys.exit(f"{name}: error: {message}")
+    return script.parent.name if script.name == "__main__.py" else script.name
 
 
 def describe_os_error(error: OSError) -> str:
@@ -60,12 +68,18 @@ def describe_os_error(error: OSError) -> str:
         errno.EACCES: "choose a folder you may write to, or change its permissions",
         errno.EROFS: "that file system is read-only: choose another folder",
         errno.ENOENT: "check the path",
+        errno.EISDIR: "give a file in it",
         errno.EEXIST: "choose another folder",
         errno.ENOTDIR: "check the path: a part of it is a file",
     }
     where = f"{error.filename}: " if error.filename else ""
     remedy = remedies.get(error.errno)
-    return f"{where}{error.strerror or error}" + (f"; {remedy}" if remedy else "")
+    return f"{where}{error.strerror or first_sentence(error)}" + (f"; {remedy}" if remedy else "")
+
+
+def first_sentence(error: Exception) -> str:
+    """What a library says first, in one line."""
+    return " ".join(str(error).split()).split(". ")[0][:200]
 
 
 def problem(field: str, value: Any, wrong: str, remedy: str) -> str:

@@ -1,7 +1,10 @@
-"""ESM-2's sizes, and what follows from them alone: parameters, and a checkpoint's size and time."""
+"""ESM-2's sizes, and what follows from them alone: names, parameters, a checkpoint's size and time."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from esm2_hyperpod.errors import UserError
 
 VOCABULARY = 33
 
@@ -86,3 +89,32 @@ SIZES = {
     "3B": Size(36, 2560, 40),
     "15B": Size(48, 5120, 40),
 }
+
+
+def published_name(size: str) -> str | None:
+    """The hub's name of the weights of a size, or None for `tiny`, which is ours."""
+    return f"facebook/esm2_t{SIZES[size].layers}_{size}_UR50D" if size != "tiny" else None
+
+
+def size_in(name: str) -> str | None:
+    """The one of `SIZES` that a name means: in any case, or a published model's; else None."""
+    published = re.fullmatch(r"(?:facebook/)?esm-?2_t\d+_(\w+?)_ur50[ds]", name.strip().lower())
+    bare = published[1] if published else name.strip().lower().removeprefix("esm2_").removeprefix("esm2-")
+    return next((size for size in SIZES if size.lower() == bare), None)
+
+
+def size_name(asked: str) -> str:
+    """The one of `SIZES` that `--model_size asked` means, in any case.
+
+    Raises `UserError` for another name; of a published model's name it cannot be told whether its size or its
+    weights are meant, so the message has the flag for each.
+    """
+    size = size_in(asked)
+    if size is None:
+        raise UserError(f"--model_size {asked}: not one of {', '.join(SIZES)}")
+    if asked.strip().lower() != size.lower():
+        raise UserError(
+            f"--model_size {asked}: --model_size {size} trains that size from scratch, "
+            f"--model_name_or_path {published_name(size)} starts from its weights"
+        )
+    return size

@@ -207,7 +207,7 @@ def scale(arguments: Namespace, config: ClusterConfig, aws: Aws) -> None:
     """Change the number of a group's workers, if the rules and AWS's quota allow it."""
     name, count = arguments.group, arguments.count
     if name not in config.worker_groups:
-        raise UserError(f"--group {name}: cluster.yaml has {', '.join(config.worker_groups)}")
+        raise UserError(f"--group {name}: not in cluster.yaml, which has {', '.join(config.worker_groups)}")
     written = config.worker_groups[name].count
     group = dataclasses.replace(config.worker_groups[name], count=count, min_count=None)
     if name == MAIN_GROUP:

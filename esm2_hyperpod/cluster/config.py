@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from esm2_hyperpod.errors import UserError, problem
+from esm2_hyperpod.file_kinds import kind_of
 
 MAIN_GROUP = "workers"
 MAIN_PARTITION = "train"
@@ -141,7 +142,12 @@ def read_yaml(path: Path) -> Any:
         mark = error.problem_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise UserError(f"{where}: not valid YAML: {error.problem}; correct that line") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; copy cluster_setup/cluster.yaml and edit it") from None
+    except UnicodeDecodeError:
+        kind = kind_of(path.read_bytes()) or "save it as UTF-8"
+        raise UserError(f"{path}: not UTF-8 text: {kind}") from None
+    except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it") from None
 
 

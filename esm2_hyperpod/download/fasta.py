@@ -6,6 +6,7 @@ rows and those that go (`>`, descriptions, line breaks inside a sequence). They 
 is viewed as an Arrow array of stay, go, stay, go, ... and one `take` copies what stays.
 """
 
+import codecs
 import csv
 import io
 import re
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from esm2_hyperpod.arrow import binary_array, lengths_of, number_array, offsets_of, values_of
 from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.file_kinds import are_nucleotides, kind_of
 
 BLOCK_BYTES = 4 << 20  # fits the caches: 16 MB takes a third longer
 LONGEST_RECORD_BYTES = 64 << 20  # the longest known protein has about 45,000 residues
@@ -58,6 +60,19 @@ def read_records(chunks: Iterable[bytes], name: str) -> Iterator[Records]:
         yield records
 
 
+def proteins_only(batches: Iterable[Records], name: str) -> Iterator[Records]:
+    """The same batches. Raises `UserError`, by a look at the first, if they are DNA or RNA."""
+    for number, batch in enumerate(batches):
+        if number == 0 and are_nucleotides(
+            row.rpartition(b",")[2].rstrip(b'"\n') for row in batch.rows[:1000].to_pylist()
+        ):
+            raise UserError(
+                f"{name}: DNA or RNA, not proteins: nearly all of its letters are A, C, G, T, U or N; "
+                "translate it first, or train on it as it is with --allow_nucleotides"
+            )
+        yield batch
+
+
 def _blocks(chunks: Iterable[bytes], name: str) -> Iterator[tuple[int, bytearray]]:
     """Cut the stream into whole records, about `BLOCK_BYTES` at a time, each with its byte offset."""
     offset, pending, started = 0, bytearray(), False
@@ -84,19 +99,17 @@ def _blocks(chunks: Iterable[bytes], name: str) -> Iterator[tuple[int, bytearray
 
 def _skip_to_start(pending: bytearray, name: str) -> int:
     """Drop blank lines before the first record; returns how many bytes. What follows must be a `>`."""
-    blank = len(pending) - len(pending.lstrip())
+    blank = len(pending) - len(pending.removeprefix(codecs.BOM_UTF8).lstrip())
     del pending[:blank]
     if not pending:
         raise UserError(f"{name}: empty; a FASTA file starts with '>'. Check the source")
     if pending[0] == GREATER:
         return blank
-    text = bytes(pending[:64]).lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
-        raise UserError(
-            f"{name}: a web page, not a FASTA (does a proxy or a login page stand in between?); "
-            "open the address in a browser, or fetch the file another way and give its path to --source"
-        )
-    raise UserError(f"{name}: not a FASTA: it starts with {bytes(pending[:20])!r}, not with '>'")
+    if kind := kind_of(bytes(pending[:64])):
+        raise UserError(f"{name}: not a FASTA but {kind}")
+    raise UserError(
+        f"{name}: not a FASTA: it starts with {bytes(pending[:20])!r}, not with '>'; give a FASTA of proteins"
+    )
 
 
 @dataclass
@@ -152,7 +165,8 @@ def _parse(block: bytearray, name: str, offset: int, first_record: int) -> Recor
     lines = _Lines.of(np.frombuffer(text, dtype=np.uint8))
     if control := lines.first_control_character():
         raise refuse(
-            control[0], f"holds the control character 0x{control[1]:02x}: the file is corrupt or binary"
+            control[0],
+            f"holds the control character 0x{control[1]:02x}: the file is corrupt or binary; fetch it again",
         )
     if lines.white_space_in_sequences():
         text = _without_inner_white_space(text)

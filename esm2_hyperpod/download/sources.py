@@ -39,6 +39,10 @@ def is_remote(source: str) -> bool:
 def open_file(source: str) -> Source:
     """A FASTA on this machine. Raises `UserError` if there is none."""
     path = Path(source).expanduser()
+    if path.is_dir():
+        raise UserError(
+            f"{source}: a folder; --source takes one FASTA file (cat *.fasta > all.fasta joins several)"
+        )
     if urlparse(source).scheme not in ("", "file") or not path.is_file():
         raise UserError(
             f"{source}: no such file; --source takes https://, http://, s3://, a path to a FASTA "

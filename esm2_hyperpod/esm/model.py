@@ -1,16 +1,17 @@
 """A configuration from scratch; what a folder or a hub name holds; the model a run leaves."""
 
+import difflib
 import json
 import re
 from pathlib import Path
 
 import torch
-from transformers import EsmConfig, EsmForMaskedLM
+from transformers import AutoConfig, EsmConfig, EsmForMaskedLM
 
 from esm2_hyperpod.alphabet import MASK, PAD, TOKENS, build_tokenizer
 from esm2_hyperpod.artifacts import whole_folder
-from esm2_hyperpod.errors import UserError
-from esm2_hyperpod.sizes import SIZES, Size
+from esm2_hyperpod.errors import UserError, first_sentence
+from esm2_hyperpod.sizes import SIZES, Size, published_name, size_in
 
 FINAL_MODEL = "final_model"
 _SHAPE = "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"
@@ -27,12 +28,7 @@ def build_config(model_size: str, config_name: str | None = None, **shape: int |
     """
     shape = {name: value for name, value in shape.items() if value is not None}
     if config_name:
-        check_model_folder(config_name)
-        config = EsmConfig.from_pretrained(config_name)
-        if config.model_type != "esm" or config.vocab_size != len(TOKENS):
-            raise UserError(
-                f"{config_name}: not an ESM-2 model ({config.model_type}, {config.vocab_size} tokens)"
-            )
+        config = read_config(config_name, "--config_name")
         shape = {name: getattr(config, name) for name in _SHAPE} | shape
     else:
         if model_size not in SIZES:
@@ -64,18 +60,47 @@ def build_config(model_size: str, config_name: str | None = None, **shape: int |
     return config
 
 
-def check_model_folder(name_or_path: str) -> None:
+def check_model_folder(name_or_path: str, flag: str = "--model_name_or_path") -> None:
     """Refuse a local path that is no model, before a library answers with a long traceback.
 
     A name with no folder of that name is left for the hub (facebook/esm2_t6_8M_UR50D).
     """
-    path = Path(name_or_path)
+    path = Path(name_or_path).expanduser()
+    if name_or_path.startswith("~") and (path / "config.json").is_file():
+        raise UserError(f"{flag} {name_or_path}: the shell left the ~ alone; write {path}")
     looks_local = name_or_path.startswith((".", "/", "~")) or path.exists()
     if looks_local and not (path / "config.json").is_file():
         raise UserError(
-            f"{name_or_path}: no model there (no config.json); "
+            f"{flag} {name_or_path}: no model there (no config.json); "
             "give a final_model/ folder or a name such as facebook/esm2_t6_8M_UR50D"
         )
+    names = [name for size in SIZES if (name := published_name(size))]
+    means_esm2 = size_in(name_or_path) or name_or_path.lower().startswith(("esm2", "facebook/esm2"))
+    if not looks_local and means_esm2 and name_or_path not in names:
+        size = size_in(name_or_path)
+        near = (size and published_name(size)) or difflib.get_close_matches(name_or_path, names, cutoff=0)[0]
+        raise UserError(f"{flag} {name_or_path}: no model of that name; did you mean {near}?")
+
+
+def read_config(name_or_path: str, flag: str = "--model_name_or_path") -> EsmConfig:
+    """The configuration of the ESM-2 model that `flag` names, from its folder or the hub.
+
+    Raises `UserError` if there is none, it cannot be had, or it is another kind of model.
+    """
+    check_model_folder(name_or_path, flag)
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{flag} {name_or_path}: cannot be loaded ({first_sentence(error)}); "
+            "check the name and the network, or give the folder of a complete ESM-2 model"
+        ) from None
+    if config.model_type != "esm" or config.vocab_size != len(TOKENS):
+        raise UserError(
+            f"{flag} {name_or_path}: no ESM-2 model (model type {config.model_type}, "
+            f"{getattr(config, 'vocab_size', '?')} tokens); give a final_model/ folder or facebook/esm2_*"
+        )
+    return config
 
 
 def find_size(name_or_path: str) -> Size:

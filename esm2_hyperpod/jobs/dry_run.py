@@ -17,7 +17,8 @@ from esm2_hyperpod.imports import without_peft
 
 without_peft()
 
-from esm2_hyperpod.artifacts import read_manifest
+from esm2_hyperpod.artifacts import read_manifest, size_text
+from esm2_hyperpod.command_line import Parser
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.localization.arguments import FinetuningArguments
 from esm2_hyperpod.planner.answer import Question, answer, describe
@@ -28,13 +29,14 @@ from esm2_hyperpod.pretraining.data import open_split
 from esm2_hyperpod.runs.checkpoints import list_checkpoints, newest_whole_checkpoint
 from esm2_hyperpod.runs.record import is_finished
 from esm2_hyperpod.sizes import MB_PER_SECOND, SHAPE, SIZES, Size
-from esm2_hyperpod.training.arguments import RunArguments, parse
+from esm2_hyperpod.training.arguments import RunArguments
+from esm2_hyperpod.training.parsing import parse
 from esm2_hyperpod.training.script import earlier_run
 
 
 def main() -> int:
     """Print the plan and the problems; return 1 if there are any."""
-    parser = argparse.ArgumentParser(prog="dry_run")
+    parser = Parser(prog="dry_run")
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--processes", type=int, required=True, help="on each node")
     parser.add_argument("--instance", default="", help="the nodes' type, such as g5.24xlarge")
@@ -56,7 +58,7 @@ def check_pretraining(world: int, asked: argparse.Namespace) -> list[str]:
     args = planned(PretrainingArguments, world)
     dataset_dir = Path(args.dataset_dir)
     try:
-        manifest = read_manifest(dataset_dir, made_by="python 1.tokenize_uniref_csv.py")
+        manifest = read_manifest(dataset_dir, made_by="python 1.tokenize_uniref_csv.py", holds="token_counts")
     except UserError as error:
         return [str(error)]
     say("dataset", f"{dataset_dir}: complete")
@@ -93,18 +95,18 @@ def say_plan(args: PretrainingArguments, asked: argparse.Namespace) -> None:
 def say_checkpoints(size: Size, kept: int | None, output_dir: Path) -> None:
     """How large a checkpoint is, how long it takes, and what the kept ones and the one being written need."""
     seconds = 1000 * size.checkpoint_gb / MB_PER_SECOND
-    each = f"{size.checkpoint_gb:.1f} GB each, {seconds:.0f} s at {MB_PER_SECOND} MB/s"
+    each = f"{size_text(1e9 * size.checkpoint_gb)} each, {seconds:.0f} s at {MB_PER_SECOND} MB/s"
     if kept is None:
         say("checkpoints", f"{each}, all kept")
         return
     there = len(list_checkpoints(output_dir))
-    needed = max(kept + 1 - there, 1) * size.checkpoint_gb
+    needed = 1e9 * max(kept + 1 - there, 1) * size.checkpoint_gb
     folder = next(
         parent for parent in (output_dir.absolute(), *output_dir.absolute().parents) if parent.exists()
     )
-    free = shutil.disk_usage(folder).free / 1e9
+    free = shutil.disk_usage(folder).free
     verdict = "" if free > needed else ": too little: add --save_total_limit 1, or make space"
-    say("checkpoints", f"{each}, {kept} kept: {needed:.0f} GB to come, {free:.0f} GB free{verdict}")
+    say("checkpoints", f"{each}, {kept} kept: {size_text(needed)} to come, {size_text(free)} free{verdict}")
 
 
 def check_finetuning(world: int, _) -> list[str]:

@@ -1,6 +1,8 @@
 """The command line of `finetune_localization.py`: Hugging Face's TrainingArguments and what is ours."""
 
+import os
 from dataclasses import dataclass
+from typing import ClassVar
 
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.localization.settings import CROPS, LORA_TARGETS, POOLINGS, TUNINGS, Settings
@@ -20,6 +22,18 @@ class FinetuningArguments(RunArguments):
         "learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm metric_for_best_model"
     )
     WORKS = f"{RunArguments.WORKS} do_predict"
+    GROUPS: ClassVar = {
+        "what is done": "train_file validation_file test_file dataset_name split predict_file explain "
+        "estimate_memory merge_adapter",
+        "model and output": "model_name_or_path output_dir tuning pooling max_seq_length crop",
+        "LoRA": "lora_rank lora_alpha lora_dropout lora_targets",
+        "batches and recipe": "global_batch_size per_device_train_batch_size num_train_epochs learning_rate "
+        "lr_scheduler_type warmup_steps weight_decay class_weights metric_for_best_model "
+        "early_stopping_patience",
+        "speed and memory": "precision activation_checkpointing",
+        "saving, stopping, logs": "save_total_limit save_minutes max_minutes logging_steps report_to "
+        "dollars_per_node_hour step_timeout",
+    }
     USE_INSTEAD = RunArguments.USE_INSTEAD | {
         "gradient_accumulation_steps": "--global_batch_size",
         "do_train": "--train_file",
@@ -64,6 +78,18 @@ class FinetuningArguments(RunArguments):
     metric_for_best_model: str = option("mcc", "Validation score that picks the checkpoint.", BEST)
     save_total_limit: int | None = option(2, "Checkpoints to keep, the best one not counted.")
     report_to: str = option("none", "tensorboard, wandb (if installed), all or none.")
+
+    @classmethod
+    def instead_of(cls, name: str, value: str, given: dict[str, str]) -> str:
+        """As the base's, with the very flag for gradient accumulation."""
+        rows = given.get("per_device_train_batch_size") or str(cls.per_device_train_batch_size)
+        if name == "gradient_accumulation_steps" and value.isdecimal() and rows.isdecimal():
+            processes = int(os.environ.get("WORLD_SIZE", "1"))
+            return (
+                f"{value} micro-batches of {rows} proteins on {processes} process(es) are "
+                f"--global_batch_size {int(value) * int(rows) * processes}"
+            )
+        return super().instead_of(name, value, given)
 
     def settle(self) -> None:
         """Check the flags, and fill in what follows from them."""

@@ -14,12 +14,11 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoConfig, BitsAndBytesConfig, EsmForSequenceClassification
+from transformers import BitsAndBytesConfig, EsmForSequenceClassification
 from transformers import logging as transformers_logging
 
-from esm2_hyperpod.alphabet import TOKENS
-from esm2_hyperpod.errors import UserError
-from esm2_hyperpod.esm.model import check_model_folder
+from esm2_hyperpod.errors import UserError, first_sentence
+from esm2_hyperpod.esm.model import read_config
 from esm2_hyperpod.localization.pooling import Pooling
 from esm2_hyperpod.localization.settings import (
     ADAPTER,
@@ -86,11 +85,9 @@ def load_base(settings: Settings, device: torch.device, bf16: bool) -> EsmForSeq
 
     Raises `UserError` if it is no ESM-2 model, cannot be read, or lacks weights.
     """
-    check_model_folder(settings.base)
     with _quietly():
         try:
-            config = AutoConfig.from_pretrained(settings.base)
-            _check_esm2(settings.base, config)
+            config = read_config(settings.base)
             pooling = Pooling(settings.pooling, config.num_hidden_layers)
             model, report = EsmForSequenceClassification.from_pretrained(
                 settings.base,
@@ -112,7 +109,7 @@ def load_base(settings: Settings, device: torch.device, bf16: bool) -> EsmForSeq
             if isinstance(error, UserError):
                 raise
             raise UserError(
-                f"--model_name_or_path {settings.base}: cannot be loaded ({_first_sentence(error)}); "
+                f"--model_name_or_path {settings.base}: cannot be loaded ({first_sentence(error)}); "
                 "check the name and the network, or give the folder of a complete ESM-2 model"
             ) from None
     fresh = ("classifier.", "esm.contact_head.")
@@ -185,12 +182,8 @@ def _corrupt(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        reason = _first_sentence(error)
+        reason = first_sentence(error)
         raise UserError(f"{folder}: the tuned model cannot be loaded ({reason}); train again") from None
-
-
-def _first_sentence(error: Exception) -> str:
-    return " ".join(str(error).split()).split(". ")[0][:200]
 
 
 def _four_bit(pooling: Pooling, bf16: bool) -> BitsAndBytesConfig:
@@ -203,14 +196,6 @@ def _four_bit(pooling: Pooling, bf16: bool) -> BitsAndBytesConfig:
         bnb_4bit_compute_dtype=torch.bfloat16 if bf16 else torch.float32,
         llm_int8_skip_modules=kept,
     )
-
-
-def _check_esm2(name: str, config) -> None:
-    if config.model_type != "esm" or config.vocab_size != len(TOKENS):
-        raise UserError(
-            f"--model_name_or_path {name}: no ESM-2 model (model type {config.model_type}, "
-            f"{getattr(config, 'vocab_size', '?')} tokens); give a final_model/ folder or facebook/esm2_*"
-        )
 
 
 @contextlib.contextmanager

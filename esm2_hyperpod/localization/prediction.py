@@ -22,7 +22,7 @@ from esm2_hyperpod.localization.encoding import collate, crop, encode_cropped
 from esm2_hyperpod.localization.metrics import decide
 from esm2_hyperpod.localization.model import load_tuned
 from esm2_hyperpod.localization.settings import SETTINGS, read_settings
-from esm2_hyperpod.proteins.records import Record, read_records
+from esm2_hyperpod.proteins.records import Record, read_records, refuse_nucleotides, residues_of
 
 CHUNK = 1_024  # proteins that are sorted by length together, and written together
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
@@ -100,10 +100,11 @@ class Predictor:
 
         With `explained`, the attributions of so many proteins.
 
-        Raises `UserError` if there is no such FASTA file.
+        Raises `UserError` if there is no such FASTA file, or it holds DNA or RNA.
         """
         if not fasta.is_file():
             raise UserError(f"--predict_file {fasta}: no such file; give the proteins as FASTA (.gz too)")
+        refuse_nucleotides((record.sequence for record in read_records(fasta)), f"--predict_file {fasta}")
         return output.is_file() and _holds(output.with_suffix(".json"), self._identity(fasta, explained))
 
     def predict_file(
@@ -148,7 +149,7 @@ class Predictor:
         `stop_asked`, looked at after each protein, ended it early. No other rank takes part.
         """
         found: list[Attribution] = []
-        with_residues = (record for record in read_records(fasta) if residues_of(record))
+        with_residues = (record for record in read_records(fasta) if residues_of(record.sequence))
         for record in itertools.islice(with_residues, proteins):
             found += self.explain(record)
             if stop_asked():
@@ -159,7 +160,7 @@ class Predictor:
 
     def explain(self, record: Record) -> list[Attribution]:
         """The attributions, computed in fp32, of each label predicted for one protein."""
-        sequence, settings = residues_of(record), self.settings
+        sequence, settings = residues_of(record.sequence), self.settings
         numbers = list(range(1, len(sequence) + 1))
         kept, position = (crop(of, settings.max_seq_length, settings.crop) for of in (sequence, numbers))
         ids = encode_cropped(sequence, settings)
@@ -185,7 +186,7 @@ class Predictor:
 
     def _rows(self, chunk: Sequence[Record]) -> str:
         """The CSV rows of some records; a record without residues has no label and no probabilities."""
-        sequences = [residues_of(record) for record in chunk]
+        sequences = [residues_of(record.sequence) for record in chunk]
         logits = self.logits([encode_cropped(sequence, self.settings) for sequence in sequences])
         empty = [""] * (1 + len(self.settings.labels))
         given = zip(chunk, sequences, self.settings.probabilities(logits))
@@ -204,11 +205,6 @@ class Predictor:
         write_json_atomically(_progress_file(partial), asked)
         _append(partial, _csv([["id", "label", *self.settings.labels]]))
         return 0
-
-
-def residues_of(record: Record) -> str:
-    """A record's sequence as the model reads it: upper case, no blanks, no stop codon at the end."""
-    return "".join(record.sequence.split()).upper().rstrip("*")
 
 
 def _csv(rows: Iterable[Sequence[str]]) -> str:

@@ -8,14 +8,17 @@ Figures by formula, in bf16 over packs, compiled. They have not been compared wi
 import argparse
 import json
 
+from esm2_hyperpod.command_line import Parser, say_what_for
+from esm2_hyperpod.console import positive
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.planner.answer import GLOBAL_TOKENS, Question, answer, count, describe
 from esm2_hyperpod.planner.machines import find_machine
 from esm2_hyperpod.planner.models import find_model
-from esm2_hyperpod.sizes import MB_PER_SECOND, SHAPE, SIZES
+from esm2_hyperpod.sizes import MB_PER_SECOND, SHAPE, SIZES, size_in
 
 
 def main() -> None:
+    say_what_for(__doc__)
     args = parse_arguments()
     if args.config_name and args.model_size:
         raise UserError("--model_size and --config_name: give one of them")
@@ -34,17 +37,17 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m esm2_hyperpod.planner",
         description=__doc__.split("\n\n")[0],
         epilog=__doc__.split("\n\n")[2],
     )
-    parser.add_argument("--model_size", choices=list(SIZES), help="default: 8M, as train.py's")
+    parser.add_argument("--model_size", type=a_size, help=f"{', '.join(SIZES)}; default: 8M, as train.py's")
     parser.add_argument("--config_name", help="a folder with a config.json, or facebook/esm2_*, instead")
     for flag in SHAPE:
         parser.add_argument(f"--{flag}", type=int, help="as train.py's")
     parser.add_argument("--instance", required=True, help="such as ml.g5.24xlarge")
-    parser.add_argument("--nodes", type=int, default=1, help="default: 1")
+    parser.add_argument("--nodes", type=positive, default=1, help="default: 1")
     parser.add_argument("--tokens", type=count, default=count("100B"), help="to train on; default: 100B")
     parser.add_argument(
         "--global_batch_tokens", type=count, default=GLOBAL_TOKENS, help="of a step; default: %(default)s"
@@ -58,6 +61,14 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     return parser.parse_args()
+
+
+def a_size(text: str) -> str:
+    """The type of a flag that takes a size, also by a published model's name."""
+    found = size_in(text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text}: not one of {', '.join(SIZES)}")
+    return found
 
 
 if __name__ == "__main__":

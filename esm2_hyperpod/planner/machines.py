@@ -6,6 +6,7 @@ H100's best shape (SemiAnalysis, "MI300X vs H100 vs H200 Benchmark Part 1"), and
 1,745 (arXiv:2604.23466, tables III and IV).
 """
 
+import difflib
 from dataclasses import dataclass
 
 from esm2_hyperpod.errors import UserError
@@ -73,9 +74,10 @@ class Machine:
 
 def find_machine(instance: str, nodes: int) -> Machine:
     """`nodes` of an AWS instance type. Raises `UserError` for a type that has no row in `instances`."""
-    instance = instance if instance.startswith("ml.") else f"ml.{instance}"
+    asked, instance = instance, f"ml.{instance.lower().removeprefix('ml.')}"
     if instance not in GPUS:
-        raise UserError(f"--instance {instance}: not one of {', '.join(GPUS)}")
+        near = difflib.get_close_matches(instance, GPUS, n=3) or GPUS
+        raise UserError(f"--instance {asked}: not known; the nearest are {', '.join(near)}")
     if nodes < 1:
         raise UserError(f"--nodes {nodes}: must be 1 or more")
     gpus = GPUS[instance]

@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from transformers import TrainingArguments
@@ -12,6 +13,7 @@ from transformers import TrainingArguments
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.pretraining.masking import REPLACEMENTS
 from esm2_hyperpod.pretraining.schedule import SCHEDULES
+from esm2_hyperpod.sizes import size_name
 from esm2_hyperpod.training.arguments import RunArguments, option
 
 ESM2_WARMUP_STEPS = 2_000
@@ -28,8 +30,23 @@ class PretrainingArguments(RunArguments):
         "adam_beta2 adam_epsilon weight_decay max_grad_norm muon "
         "overfit_batches limit_validation_tokens"
     )
+    GROUPS: ClassVar = {
+        "data and output": "dataset_dir output_dir local_disk",
+        "model": "model_size model_name_or_path config_name num_hidden_layers hidden_size "
+        "num_attention_heads intermediate_size",
+        "batches": "tokens_per_device global_batch_tokens max_seq_length packing mlm_probability "
+        "mask_replace",
+        "length": "max_steps num_train_epochs stop_after_steps early_stopping_patience max_minutes",
+        "recipe": "learning_rate lr_schedule warmup_steps weight_decay optim adam_beta2",
+        "speed and memory": "precision fp8_recipe torch_compile activation_checkpointing "
+        "dataloader_num_workers",
+        "division over devices": "dp_replicate_size reshard_after_forward tp_size cp_size",
+        "saving, evaluation, logs": "save_steps save_minutes save_total_limit eval_steps eval_strategy "
+        "logging_steps report_to dollars_per_node_hour step_timeout",
+    }
     USE_INSTEAD = RunArguments.USE_INSTEAD | {
         "per_device_train_batch_size": "--tokens_per_device",
+        "per_device_eval_batch_size": "--tokens_per_device, also for evaluation",
         "gradient_accumulation_steps": "--global_batch_tokens",
     }
 
@@ -101,7 +118,8 @@ class PretrainingArguments(RunArguments):
         None, "Stop after so many evaluations without a better validation loss."
     )
 
-    max_steps: int = option(500_000, "Optimizer steps of the schedule; -1 takes --num_train_epochs.")
+    max_steps: int = option(500_000, "Optimizer steps of the schedule.")
+    num_train_epochs: float | None = option(None, "Passes over the data, instead of --max_steps.")
     learning_rate: float = option(4e-4, "Peak learning rate (ESM-2 15B: 1.6e-4).")
     warmup_steps: float | None = option(None, "Default: 2,000, or a tenth of --max_steps if that is less.")
     optim: str = option(
@@ -119,10 +137,41 @@ class PretrainingArguments(RunArguments):
     )
     report_to: str = option("tensorboard", "tensorboard, wandb (if installed), all or none.")
 
+    @classmethod
+    def instead_of(cls, name: str, value: str, given: dict[str, str]) -> str:
+        """As the base's, with the very flag for batches that are counted in sequences."""
+        try:
+            length = int(given.get("max_seq_length") or cls.max_seq_length)
+            rows = int(given.get("per_device_train_batch_size") or 0)
+            tokens = math.ceil(rows * length / 64) * 64
+            tokens = tokens or int(given.get("tokens_per_device") or cls.tokens_per_device)
+            if name == "per_device_train_batch_size" and rows > 0:
+                return f"{rows} sequences of up to {length:,} tokens are --tokens_per_device {tokens}"
+            if name == "gradient_accumulation_steps" and int(value) > 0:
+                processes = int(os.environ.get("WORLD_SIZE", "1"))
+                return (
+                    f"{value} micro-batches of {tokens:,} tokens on {processes} process(es) are "
+                    f"--global_batch_tokens {int(value) * tokens * processes}"
+                )
+        except ValueError:
+            pass  # another value is no number, which is not the question here
+        return super().instead_of(name, value, given)
+
     def settle(self) -> None:
         """Check the flags, and fill in what depends on the machine."""
         if not self.dataset_dir or not self.output_dir:
             raise UserError("--dataset_dir and --output_dir are needed; see: python train.py --help")
+        self.dataset_dir = str(Path(self.dataset_dir).expanduser())  # as Trainer does --output_dir
+        if not self.model_name_or_path:
+            self.model_size = size_name(self.model_size)
+        if self.num_train_epochs is None:
+            self.num_train_epochs = 3.0
+        elif self.max_steps <= 0 or not self.was_given("max_steps"):
+            self.max_steps = -1
+        else:
+            raise UserError(
+                f"--max_steps {self.max_steps} and --num_train_epochs {self.num_train_epochs:g}: give one"
+            )
         if self.tokens_per_device % 64 or self.tokens_per_device < 64:
             raise UserError(f"--tokens_per_device {self.tokens_per_device}: must be a multiple of 64")
         if not 3 <= self.max_seq_length <= self.tokens_per_device:

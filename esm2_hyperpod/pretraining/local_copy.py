@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from esm2_hyperpod.artifacts import file_digest, whole_folder
+from esm2_hyperpod.artifacts import file_digest, size_text, whole_folder
 from esm2_hyperpod.errors import UserError, describe_os_error
 
 NVME = Path("/opt/dlami/nvme")
@@ -54,12 +54,12 @@ def local_copy(dataset_dir: Path, manifest: dict, disk: str) -> tuple[Path, str 
             if not all(_has_size(copy / name, file["bytes"]) for name, file in files.items()):
                 free = shutil.disk_usage(root).free
                 if size > SHARE_OF_FREE_SPACE * free:
-                    why = f"{size / 1e9:.3g} GB do not fit there ({free / 1e9:.3g} GB free)"
+                    why = f"{size_text(size)} do not fit there ({size_text(free)} free)"
                     return dataset_dir, f"{root}: {why}; reading from {dataset_dir}"
                 _copy(dataset_dir, copy, files)
     except OSError as error:
         return dataset_dir, f"no copy on {root}: {describe_os_error(error)}; reading from {dataset_dir}"
-    figures = f"{size / 1e9:.3g} GB, ready in {time.monotonic() - start:.0f} s"
+    figures = f"{size_text(size)}, ready in {time.monotonic() - start:.0f} s"
     return copy, f"reading from {copy}, a copy of {dataset_dir} ({figures})"
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.errors import UserError, first_sentence
 
 
 class SequenceStore:
@@ -16,7 +16,13 @@ class SequenceStore:
     """
 
     def __init__(self, folder: Path):
-        dataset = datasets.load_from_disk(str(folder))
+        try:
+            dataset = datasets.load_from_disk(str(folder))
+        except (ValueError, OSError) as error:
+            raise UserError(
+                f"{folder}: cannot be read ({first_sentence(error)}); make it again with: "
+                "python 1.tokenize_uniref_csv.py --overwrite"
+            ) from None
         if "input_ids" not in dataset.column_names:
             raise UserError(f"{folder}: no column input_ids; make it with: python 1.tokenize_uniref_csv.py")
         if dataset._indices is not None:  # datasets 5.2 has no public name for it

@@ -17,7 +17,7 @@ from typing import Any
 
 from esm2_hyperpod.alphabet import AMINO_ACIDS
 from esm2_hyperpod.errors import UserError
-from esm2_hyperpod.proteins.records import open_text, read_records
+from esm2_hyperpod.proteins.records import open_text, read_records, residues_of
 
 DEEPLOC_2_COLUMNS = (
     "Cytoplasm", "Nucleus", "Extracellular", "Cell membrane", "Mitochondrion", "Plastid",
@@ -61,7 +61,10 @@ def read_proteins(path: Path) -> Iterator[Protein]:
         return _read_csv(path)
     if name.endswith((".fasta", ".fa", ".faa")):
         return _read_fasta(path)
-    raise UserError(f"{path}: labelled proteins are read from .fasta, .csv or .parquet (.gz too)")
+    raise UserError(
+        f"{path}: labelled proteins are read from .fasta, .csv or .parquet (.gz too); "
+        "save it as one of these, with a name that says so"
+    )
 
 
 def read_hub_dataset(name: str) -> dict[str, Iterator[Protein]]:
@@ -183,7 +186,7 @@ def clean(rows: Iterable[Protein]) -> tuple[list[Protein], list[Rejected]]:
     """
     kept, rejected = [], []
     for row in rows:
-        sequence = "".join(row.sequence.split()).upper().rstrip("*")
+        sequence = residues_of(row.sequence)
         label = "|".join(sorted({part.strip() for part in row.label.split("|") if part.strip()}))
         reason = _why_unusable(sequence, label)
         if reason:
@@ -197,7 +200,7 @@ def clean(rows: Iterable[Protein]) -> tuple[list[Protein], list[Rejected]]:
 def _why_unusable(sequence: str, label: str) -> str | None:
     if not sequence:
         return "no sequence"
-    strange = re.search(r"[^A-Z*.-]", sequence)
+    strange = re.search(r"[^A-Z*]", sequence)
     if strange:
         return f"no protein sequence: it contains {strange.group()!r}"
     if not set(sequence) & set(AMINO_ACIDS):

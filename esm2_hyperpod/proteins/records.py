@@ -3,7 +3,7 @@
 import contextlib
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -11,6 +11,7 @@ from typing import TextIO
 from isal import igzip, isal_zlib
 
 from esm2_hyperpod.errors import UserError
+from esm2_hyperpod.file_kinds import are_nucleotides, kind_of
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,16 @@ class Record:
 def open_text(path: Path) -> Iterator[TextIO]:
     """A text file, compressed with gzip or not, for reading; a byte-order mark is dropped.
 
-    Raises `UserError` if it is not UTF-8, or its gzip stream is corrupt or incomplete.
+    Raises `UserError` if it is another kind of file, not UTF-8, or its gzip stream is corrupt or incomplete.
     """
     try:
         with open(path, "rb") as raw:
             compressed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             stream = igzip.IGzipFile(fileobj=raw) if compressed else raw
+            if kind := kind_of(stream.read(64)):
+                raise UserError(f"{path}: not readable here: it is {kind}")
+            stream.seek(0)
             yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); is it the right file?") from None
@@ -45,6 +49,20 @@ def open_text(path: Path) -> Iterator[TextIO]:
         raise UserError(
             f"{path}: the gzip stream is corrupt or incomplete ({error}); fetch it again"
         ) from None
+
+
+def residues_of(sequence: str) -> str:
+    """A sequence as the model reads it: upper case, no blanks, no gaps, no stop codon at the end."""
+    return "".join(sequence.split()).replace("-", "").replace(".", "").upper().rstrip("*")
+
+
+def refuse_nucleotides(sequences: Iterable[str], source: str) -> None:
+    """Raise `UserError` if sequences are DNA or RNA by mistake."""
+    if are_nucleotides(sequence.encode() for sequence in sequences):
+        raise UserError(
+            f"{source}: DNA or RNA, not proteins: nearly all of the letters are A, C, G, T, U or N; "
+            "translate the sequences first"
+        )
 
 
 def read_records(path: Path) -> Iterator[Record]:

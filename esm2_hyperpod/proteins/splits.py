@@ -18,6 +18,7 @@ from esm2_hyperpod.artifacts import (
 )
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.proteins.labelled import Protein, Rejected, clean, count_labels
+from esm2_hyperpod.proteins.records import refuse_nucleotides
 from esm2_hyperpod.proteins.similarity import KMERS_METHOD, group_similar, similar_pairs
 
 FOLDS = 10
@@ -51,6 +52,7 @@ def make_splits(given: dict[str, Iterable[Protein]], method: str, seed: int) -> 
     for name, rows in given.items():
         parts[name], unusable = clean(rows)
         rejected += unusable
+        refuse_nucleotides((p.sequence for p in parts[name]), f"the {name} proteins")
         if not parts[name]:
             first = f"{unusable[0].where}: {unusable[0].reason}"
             raise UserError(f"not one {name} protein can be used; the first, {first}; fix the rows")
@@ -196,7 +198,7 @@ def _write_rows(path: Path, kind: type, rows: list) -> None:
 
 def read_splits(folder: Path, made_by: str) -> Splits:
     """What `write_splits` wrote. Raises `UserError` if it is unfinished."""
-    facts = read_manifest(folder, made_by)
+    facts = read_manifest(folder, made_by, holds="proteins")
     parts = {}
     for name in (*SPLITS, "rejected"):
         with open(folder / f"{name}.csv", encoding="utf-8", newline="") as file:

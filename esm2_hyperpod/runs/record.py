@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from esm2_hyperpod.artifacts import write_json_atomically, write_text_atomically
+from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.figures import new_figure, save_figure
 
 RUN, METRICS, CURVE, HEARTBEAT = "run.json", "metrics.jsonl", "training_curve.png", ".heartbeat"
@@ -24,9 +25,14 @@ RUNNING, CONTINUED, FINISHED = "running", "to be continued", "finished"
 
 
 def read_run(output_dir: Path) -> dict[str, Any] | None:
-    """The record of what ran in `output_dir`, or None if nothing has."""
+    """The record of what ran in `output_dir`, or None if nothing has. Raises `UserError` if it is corrupt."""
     path = output_dir / RUN
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{output_dir}: {RUN} is corrupt ({error}); move it away, the checkpoints are kept"
+        ) from None
 
 
 def begin_run(

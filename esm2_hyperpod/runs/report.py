@@ -6,7 +6,6 @@ The training scripts write `run_report.md` and `run_report.json` whenever they e
 run that was killed.
 """
 
-import argparse
 import statistics
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from esm2_hyperpod.artifacts import write_json_atomically, write_text_atomically
+from esm2_hyperpod.command_line import Parser
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.runs.record import CURVE, RUN, now, read_heartbeat, read_metrics, read_run
 
@@ -25,7 +25,7 @@ SPEEDS = ("residues_per_second", "mfu", "tflops_per_device", "padding_share", "d
 
 def main() -> None:
     """Write and print the report of one run."""
-    parser = argparse.ArgumentParser(prog="python -m esm2_hyperpod.runs.report", description="Report a run.")
+    parser = Parser(prog="python -m esm2_hyperpod.runs.report", description="Report a run.")
     parser.add_argument("output_dir", type=Path, help="the run's output folder")
     parser.add_argument("--dollars_per_node_hour", type=float, help="price of one node, for the cost")
     args = parser.parse_args()

@@ -4,12 +4,11 @@ python -m esm2_hyperpod.runs.status runs/ddp          one run
 python -m esm2_hyperpod.runs.status /fsx/$USER/runs   all runs below a folder
 """
 
-import argparse
-import json
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+from esm2_hyperpod.command_line import Parser
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.runs import report
 from esm2_hyperpod.runs.checkpoints import newest_whole_checkpoint, step_of
@@ -29,9 +28,7 @@ SILENT = timedelta(minutes=10)
 
 def main() -> None:
     """Print the status of each run given or found."""
-    parser = argparse.ArgumentParser(
-        prog="python -m esm2_hyperpod.runs.status", description="The state of runs."
-    )
+    parser = Parser(prog="python -m esm2_hyperpod.runs.status", description="The state of runs.")
     parser.add_argument("folders", nargs="+", type=Path, help="a run's output folder, or a folder above runs")
     runs = [run for folder in parser.parse_args().folders for run in find_runs(folder)]
     print("\n\n".join(describe(run, datetime.now(timezone.utc)) for run in runs))
@@ -50,8 +47,8 @@ def describe(output_dir: Path, at: datetime) -> str:
     try:
         run = read_run(output_dir)
         assert run is not None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return f"{output_dir}: {RUN} is corrupt ({error})"
+    except UserError as error:
+        return str(error)
     steps = [line for line in read_metrics(output_dir) if line.get("loss") is not None]
     figures = report.summarize(output_dir)
     starts = ", ".join(str(session["from_step"]) for session in run["sessions"])

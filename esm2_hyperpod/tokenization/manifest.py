@@ -40,7 +40,11 @@ def summary(
         "longest": max(note["longest"] for note in notes),
         "too_short_left_out": sum(note["too_short"] for note in notes),
         "in_no_split": sum(note["unassigned"] for note in notes),
-        "changed_residues": changed_residues(sum(seen.values()), sum(note["end_stops"] for note in notes)),
+        "changed_residues": changed_residues(
+            sum(seen.values()),
+            gaps=sum(note["gaps"] for note in notes),
+            end_stops=sum(note["end_stops"] for note in notes),
+        ),
         "token_counts": {split: token_counts(counts) for split, counts in seen.items()},
         "length_histogram": {"residues_per_bin": LENGTH_BINS, "records": lengths.tolist()},
         "splits": splits,

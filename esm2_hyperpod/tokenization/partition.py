@@ -1,8 +1,9 @@
 """One CSV partition to token ids: a 256-entry table over Arrow buffers, no loop over residues or records.
 
-The clean-up, in this order: `*` (stop codons) at either end is dropped; records with fewer residues than
-`min_length` are left out; lower case (soft masking) counts as upper case; what the alphabet of ESM-2 has
-no token for (J, an inner `*`, digits, ...) becomes `<unk>`. All of it is counted.
+The clean-up, in this order: gaps (`-` and `.` of an alignment) are dropped unless they are to be kept; `*`
+(stop codons) at either end is dropped; records with fewer residues than `min_length` are left out; lower case
+(soft masking) counts as upper case; what the alphabet of ESM-2 has no token for (J, an inner `*`, digits)
+becomes `<unk>`. All of it is counted.
 """
 
 from collections import Counter
@@ -29,6 +30,7 @@ from esm2_hyperpod.artifacts import file_digest
 from esm2_hyperpod.errors import UserError
 
 LONG_SEQUENCES = ("keep", "truncate", "chunk")
+GAPS = ("drop", "keep")
 _CSV_BLOCK_BYTES = 4 << 20
 _TABLE = number_array(BYTE_TO_TOKEN)
 _START, _END, _NOTHING = map(binary_scalar, (bytes([CLS]), bytes([EOS]), b""))
@@ -37,7 +39,7 @@ _STOP = ord("*")
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What happens to sequences that are too long or too short.
+    """What happens to sequences that are too long or too short, and to gaps.
 
     `max_length` counts tokens, `<cls>` and `<eos>` among them; `min_length` counts residues.
     """
@@ -45,6 +47,7 @@ class Cleaning:
     long_sequences: str = "keep"
     max_length: int = 1024
     min_length: int = 1
+    gaps: str = "drop"
 
 
 def read_partition(path: Path, longest: int, sha256: str) -> Iterator[tuple[pa.Array, pa.Array]]:
@@ -55,10 +58,13 @@ def read_partition(path: Path, longest: int, sha256: str) -> Iterator[tuple[pa.A
     """
     # Before, not while Arrow reads: its threads must hold no Python object if we end early, for a thread
     # that waits for the interpreter at exit aborts the process (seen with pyarrow 25 and Python 3.10).
+    again = f"make it again with: python 0.download_data.py --output_dir {path.parent} --overwrite"
+    if not path.is_file():
+        raise UserError(f"{path}: is gone; {again}")
     if file_digest(path) != sha256:
         raise UserError(
             f"{path}: is not the file that the manifest beside it describes (it has changed, or is corrupt); "
-            "make it again: 0.download_data.py --overwrite"
+            f"{again}"
         )
     try:
         batches = csv.open_csv(
@@ -74,7 +80,18 @@ def read_partition(path: Path, longest: int, sha256: str) -> Iterator[tuple[pa.A
             yield batch.column(0), batch.column(1)
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         problem = str(error).splitlines()[0]
-        raise UserError(f"{path}: {problem}; make it again: 0.download_data.py --overwrite") from None
+        raise UserError(f"{path}: {problem}; {again}") from None
+
+
+def without_gaps(sequences: pa.Array) -> pa.Array:
+    """binary[n] with every `-` and `.` dropped."""
+    values = values_of(sequences)
+    stays = (values != ord("-")) & (values != ord("."))
+    if stays.all():
+        return sequences
+    before = np.concatenate(([0], np.cumsum(stays)))
+    offsets = offsets_of(sequences)
+    return binary_array(values[stays], before[offsets - offsets[0]].astype(np.int32))
 
 
 def without_end_stops(sequences: pa.Array) -> pa.Array:
@@ -137,9 +154,9 @@ def token_counts(bytes_seen: np.ndarray) -> dict[str, int]:
     return dict(zip(TOKENS, counts.tolist()))
 
 
-def changed_residues(bytes_seen: np.ndarray, end_stops: int) -> dict[str, int]:
-    """How many residues the clean-up changed: `end_stops_dropped`, `lower_case`, and by unknown byte."""
-    changed: Counter[str] = Counter(end_stops_dropped=end_stops, lower_case=0)
+def changed_residues(bytes_seen: np.ndarray, gaps: int, end_stops: int) -> dict[str, int]:
+    """How many letters the clean-up changed: what it dropped, `lower_case`, and by unknown byte."""
+    changed: Counter[str] = Counter(gaps_dropped=gaps, end_stops_dropped=end_stops, lower_case=0)
     for byte in np.flatnonzero(bytes_seen).tolist():
         if BYTE_TO_TOKEN[byte] == UNK:
             name = chr(byte).upper() if 32 < byte < 127 else f"0x{byte:02x}"

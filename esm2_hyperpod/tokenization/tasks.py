@@ -4,9 +4,11 @@ Beside the shards of a finished partition lies a small note of how they were mad
 the next run with the same options reads the notes, checks the shards against them and makes the rest.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -29,6 +31,7 @@ from esm2_hyperpod.tokenization.partition import (
     read_partition,
     tokens_of,
     without_end_stops,
+    without_gaps,
 )
 from esm2_hyperpod.tokenization.splits import SPLITS, Fractions, split_of
 from esm2_hyperpod.tokenization.uniref_clusters import ClusterTable
@@ -88,7 +91,8 @@ def run_all(tasks: list[Task], processes: int) -> Iterator[tuple[int, dict]]:
     # A spawned worker inherits no file descriptor, so it cannot outlive us holding the folder's lock.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_die_with_parent) as pool:
-        futures = {pool.submit(tokenize_partition, task): task.index for task in open_tasks}
+        with _ignored(signal.SIGINT):  # of which a worker would print where in its imports it was
+            futures = {pool.submit(tokenize_partition, task): task.index for task in open_tasks}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -101,7 +105,19 @@ def run_all(tasks: list[Task], processes: int) -> Iterator[tuple[int, dict]]:
             pool.shutdown(cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _ignored(number: signal.Signals) -> Iterator[None]:
+    """Ignore a signal, and have the processes that are started meanwhile do so."""
+    handler = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, handler)
+
+
 def _die_with_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     def wait() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
@@ -137,6 +153,7 @@ def tokenize_partition(task: Task) -> dict:
     splits = {split: _SplitPart(task, split) for split in task.fractions.asked_for()}
     note = {
         "options": task.options(),
+        "gaps": 0,
         "end_stops": 0,
         "too_short": 0,
         "unassigned": 0,
@@ -180,6 +197,9 @@ def _cleaned(
     ids: pa.Array, raw: pa.Array, cleaning: Cleaning, note: dict
 ) -> tuple[pa.Array, pa.Array, np.ndarray]:
     """ids, sequences and int64 lengths (before truncation) of the records that stay; counts into `note`."""
+    if cleaning.gaps == "drop":
+        with_gaps, raw = raw, without_gaps(raw)
+        note["gaps"] += len(values_of(with_gaps)) - len(values_of(raw))
     sequences = without_end_stops(raw)
     lengths = lengths_of(sequences)
     long_enough = lengths >= cleaning.min_length

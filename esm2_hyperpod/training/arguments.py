@@ -1,14 +1,11 @@
-"""The flags that both trainings have, and command lines whose mistakes are answered in one line."""
+"""The flags that both trainings have, and what to use instead of those of Trainer's that do nothing here."""
 
-import argparse
-import sys
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import ClassVar
 
 import torch
-from transformers import HfArgumentParser, TrainingArguments
-from transformers.hf_argparser import string_to_bool
+from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from esm2_hyperpod.errors import UserError
 
@@ -18,35 +15,13 @@ def option(default, help, choices=None):
     return field(default=default, metadata={"help": help, **({"choices": choices} if choices else {})})
 
 
-def parse(arguments: type) -> "RunArguments":
-    """The dataclass filled from `sys.argv`. Raises `UserError` for a flag that it lacks or refuses."""
-    script = Path(sys.argv[0]).name
-    usage = f"python {script} FLAGS   (python {script} --help lists them)"
-    parser = HfArgumentParser(arguments, usage=usage, allow_abbrev=False)  # --learning_rat is a mistake
-    refused = arguments.refused()
-    for word in sys.argv[1:]:
-        name = word.split("=")[0].lstrip("-").replace("-", "_")
-        if word.startswith("--") and name.removeprefix("no_") in refused:
-            instead = arguments.USE_INSTEAD.get(name, "what --help lists")
-            raise UserError(f"--{name} has no meaning here: use {instead}")
-    for action in parser._actions:  # argparse has no public way to change a flag that it has been given
-        if action.dest in refused:
-            action.help = argparse.SUPPRESS
-        if action.type is string_to_bool and action.nargs is None:
-            action.nargs, action.const = "?", True  # a flag alone means true, also where the default is None
-    filled, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
-    if unknown:
-        raise UserError(f"unknown: {' '.join(unknown)}; python {script} --help lists what there is")
-    return filled
-
-
 @dataclass
 class RunArguments(TrainingArguments):
     """Hugging Face's TrainingArguments, as both trainings have them.
 
     `IDENTITY` names the options that make a run this run: a resumed run must have the same. `WORKS` names
     Trainer's flags that do here what they say; those that a subclass declares work as well. All others are
-    refused, with the flag of `USE_INSTEAD` where there is one.
+    refused, with the flag of `USE_INSTEAD` where there is one. `GROUPS` are the headings of --help.
     """
 
     IDENTITY: ClassVar[str]
@@ -56,13 +31,18 @@ class RunArguments(TrainingArguments):
         "torch_compile torch_empty_cache_steps log_level log_level_replica report_to run_name project "
         "logging_steps save_total_limit dataloader_num_workers use_cpu ddp_bucket_cap_mb ddp_timeout"
     )
+    GROUPS: ClassVar[dict[str, str]]
     USE_INSTEAD: ClassVar[dict[str, str]] = {
-        "fp16": "--precision",
-        "bf16": "--precision",
+        "fp16": "--precision bf16 (it needs no loss scaling)",
+        "bf16": "--precision bf16",
         "gradient_checkpointing": "--activation_checkpointing",
         "resume_from_checkpoint": "the same command, which resumes from the newest whole checkpoint",
         "auto_find_batch_size": "a smaller batch",
         "fsdp": "bash 3.train_fsdp.sh",
+        "deepspeed": "bash 3.train_fsdp.sh",
+        "overwrite_output_dir": "another --output_dir, or delete that one first",
+        "evaluation_strategy": "--eval_strategy",
+        "no_cuda": "--use_cpu",
         "fsdp_config": "accelerate_fsdp.yaml",
         "data_seed": "--seed",
         "torch_compile_backend": "--torch_compile",
@@ -94,6 +74,10 @@ class RunArguments(TrainingArguments):
             self.gradient_checkpointing = self.activation_checkpointing  # its name before transformers 5.21
         self.settle()
         super().__post_init__()
+        asked = [self.report_to] if isinstance(self.report_to, str) else self.report_to
+        if absent := set(asked) - set(get_available_reporting_integrations()):
+            names = " ".join(sorted(absent))
+            raise UserError(f"--report_to {names}: not installed here; python -m pip install {names}")
 
     def settle(self) -> None:
         """Check and complete what a subclass adds. Raises `UserError` for what cannot be."""
@@ -101,10 +85,21 @@ class RunArguments(TrainingArguments):
     @classmethod
     def refused(cls) -> set[str]:
         """The names of Trainer's flags that do nothing here, or something else than they say."""
-        ours = {name for parent in cls.__mro__ if issubclass(parent, RunArguments) for name in vars(parent)}
-        ours &= {field.name for field in fields(cls)}
         everything = {field.name for field in fields(TrainingArguments) if field.init}
-        return everything - (ours - set(cls.USE_INSTEAD)) - set(cls.WORKS.split())
+        return everything - (cls.declared() - set(cls.USE_INSTEAD)) - set(cls.WORKS.split())
+
+    @classmethod
+    def declared(cls) -> set[str]:
+        """The names of our own flags, and of Trainer's to which we give another default or meaning."""
+        ours = {name for parent in cls.__mro__ if issubclass(parent, RunArguments) for name in vars(parent)}
+        return ours & {field.name for field in fields(cls)}
+
+    @classmethod
+    def instead_of(cls, name: str, value: str, given: dict[str, str]) -> str:
+        """What to say of a refused flag with this value; `given` are all flags of the command line."""
+        if name in ("bf16", "fp16") and value.lower() in ("false", "0", "no"):
+            return "use --precision fp32"
+        return f"use {cls.USE_INSTEAD[name]}" if name in cls.USE_INSTEAD else "--help lists what has"
 
     def was_given(self, name: str) -> bool:
         """Whether a flag has another value than its default."""
