@@ -73,10 +73,6 @@ def test_real_sample_equals_a_plain_parser(real_data):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "empty"),
-        (b"  \n\n", "empty"),
-        (b"id,text\nA,MKV\n", "not a FASTA: it starts with b'id,text"),
-        (b"<!DOCTYPE html><html>", "a web page, not a FASTA"),
         (b">A\nMKV\n>B desc\n>C\nMK\n", "record 2 (B) at byte offset 7 has no sequence"),
         (b">A\r\nMKV\r\n>B desc\r\n>C\r\nMK\r\n", "record 2 (B) at byte offset 9 has no sequence"),
         (b">A\nMKV\n> desc only\nMK\n", "record 2 (no id) at byte offset 7 has no id"),

@@ -60,7 +60,7 @@ def test_other_servers_give_the_same_bytes(server, expected, tmp_path, kind):
     [
         ("changing", "the file changed while it was read"),
         ("missing", "answered 404"),
-        ("html", "a web page, not a FASTA"),
+        ("html", "not a FASTA but a web page"),
     ],
 )
 def test_what_cannot_be_fetched_is_refused_in_one_line(server, tmp_path, kind, message):

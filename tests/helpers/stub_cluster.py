@@ -29,7 +29,8 @@ exit "$(sed -n "${step}p" "$STUB/exit_codes" 2>/dev/null || echo 0)"
 
 SCONTROL = """#!/usr/bin/env bash
 case "$1 $2" in
-  "show job") printf '   ReqNodeList=(null) ExcNodeList=(null)\\n   NodeList=packed\\n   BatchHost=gone\\n' ;;
+  "show job") printf '   ReqNodeList=(null) ExcNodeList=(null)\\n   NodeList=packed\\n   BatchHost=gone\\n'
+    echo "   Command=$(cat "$STUB/submitted")" ;;
   "show hostnames") cat "$STUB/nodes" ;;
   "show node")
     if [ "$3" = --oneliner ]; then
@@ -124,6 +125,7 @@ class StubCluster:
         spool = self.stub / "spool"
         spool.mkdir(exist_ok=True)
         shutil.copy(self.repository / script, spool / "slurm_script")
+        self.write("submitted", f"{self.repository / script}\n")
         slurm = {
             "SLURM_JOB_ID": "4242",
             "SLURM_SUBMIT_DIR": str(self.repository),
@@ -134,7 +136,7 @@ class StubCluster:
         return subprocess.run(
             ["bash", str(spool / "slurm_script"), *arguments],
             cwd=self.repository,
-            env=self.environment(**slurm, **variables),
+            env=self.environment(**{**slurm, **variables}),
             capture_output=True,
             text=True,
             timeout=60,

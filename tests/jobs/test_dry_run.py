@@ -1,10 +1,13 @@
 """DRY_RUN=1 of the wrappers: what would run, and every mistake that can be seen from outside."""
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 from helpers.commands import run
+from helpers.misuse import refusal, table
 
 from esm2_hyperpod.jobs import dry_run as dry_run_module
 from esm2_hyperpod.planner.answer import Question, answer, describe
@@ -15,16 +18,27 @@ from esm2_hyperpod.sizes import SIZES
 CPU = {"CUDA_VISIBLE_DEVICES": "", "DRY_RUN": "1"}
 
 
+DRY_RUNS = [  # of what the wrapper would start
+    ("step 1 left out", "train.py --dataset_dir gone --output_dir OUT",
+     "problem: gone: no such folder; make it"),
+    ("a size that is none", "train.py --dataset_dir gone --output_dir OUT --model_size 7B",
+     "7B: not one of tiny"),
+    ("a batch for other nodes", "train.py --dataset_dir arrow --output_dir OUT --global_batch_tokens 4096",
+     "--global_batch_tokens 4,096 does not divide over 2 process(es)"),
+    ("misspelt flag", "train.py --dataset_dir gone --output_dir OUT --max_step 9",
+     "did you mean --max_steps?"),
+    ("no such proteins",
+     "finetune_localization.py --model_name_or_path x --output_dir OUT --train_file gone.csv",
+     "problem: --train_file gone.csv: no such file"),
+    ("no such base",
+     "finetune_localization.py --model_name_or_path /gone --output_dir OUT --train_file x.csv",
+     "--model_name_or_path /gone: no such folder; make it with: sbatch 2.train_ddp.sh"),
+]  # fmt: skip
+
+
 def dry_run(fsx: Path, wrapper: str, *arguments: object, processes: int = 2, **environment: str):
     places = {"FSX_DIR": str(fsx), "GPUS_PER_NODE": str(processes)}
     return run("bash", wrapper, *arguments, check=False, **places, **CPU, **environment)
-
-
-def problem(result) -> str:
-    """The one line that says what is wrong; a library may print lines of its own."""
-    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stdout + result.stderr
-    (line,) = [line for line in result.stderr.splitlines() if "problem: " in line]
-    return line
 
 
 def test_plan_of_pretraining(synthetic, tmp_path_factory, tmp_path):
@@ -38,17 +52,29 @@ def test_plan_of_pretraining(synthetic, tmp_path_factory, tmp_path):
     assert "1 node(s) x 4 = 4" in result.stdout
     assert "2,097,152 tokens = 4 process(es) x 16,384 x 32 accumulated" in result.stdout
     assert "starts from the beginning" in result.stdout
-    assert "checkpoints   0.1 GB each, 0 s at 293 MB/s, 3 kept: 0 GB to come, " in result.stdout
+    assert "checkpoints   90.1 MB each, 0 s at 293 MB/s, 3 kept: 361 MB to come, " in result.stdout
     machine = find_machine("g5.12xlarge", 1)
     plan = describe(answer(Question(find_model("8M", None, {}), machine, 30 * 2_097_152)))
     assert f"\n{plan}\n" in result.stdout  # the planner's own figures
     assert list(tmp_path.iterdir()) == []  # nothing was run
 
 
-def test_batch_that_does_not_divide(synthetic, tmp_path):
-    unknown = {"INSTANCE_TYPE_FILE": str(tmp_path / "none")}
-    result = dry_run(synthetic, "2.train_ddp.sh", "--output_dir", tmp_path, processes=3, **unknown)
-    assert "--global_batch_tokens 2,097,152 does not divide over 3" in problem(result)
+@table(DRY_RUNS)
+def test_misuse_seen_by_a_dry_run(words, message, tokenized, tmp_path):
+    (tmp_path / "arrow").symlink_to(tokenized)
+    (tmp_path / "x.csv").touch()
+    script = "esm2_hyperpod/jobs/dry_run.py"
+    with mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": ""}):
+        assert message in refusal(script, f"--nodes 1 --processes 2 {words}", tmp_path)
+
+
+def test_a_folder_that_one_node_alone_sees_is_named_with_the_node(tmp_path):
+    words = "train.py --dataset_dir gone --output_dir OUT"
+    with mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": "", "SLURM_STEP_NUM_NODES": "2"}):
+        line = refusal("esm2_hyperpod/jobs/dry_run.py", f"--nodes 2 --processes 1 {words}", tmp_path)
+    assert (
+        f"gone: no such folder on {os.uname().nodename} (all nodes must see it, as they do $FSX_DIR)" in line
+    )
 
 
 def test_a_checkpoint_that_will_not_fit_is_said(monkeypatch, capsys, tmp_path):
@@ -61,18 +87,7 @@ def test_a_checkpoint_that_will_not_fit_is_said(monkeypatch, capsys, tmp_path):
         in capsys.readouterr().out
     )
     dry_run_module.say_checkpoints(SIZES["3B"], 1, tmp_path / "none" / "yet")
-    assert "68 GB to come, 100 GB free\n" in capsys.readouterr().out
-
-
-def test_dataset_that_is_missing(tmp_path):
-    assert "processed/arrow: no such folder" in problem(dry_run(tmp_path, "2.train_ddp.sh"))
-
-
-def test_files_of_finetuning(tmp_path):
-    result = dry_run(tmp_path, "4.finetune_qlora.sh", "--train_file", tmp_path / "none.csv")
-    assert result.returncode == 1
-    assert "none.csv: no such file" in result.stderr
-    assert "runs/ddp/final_model: no such folder; make it with: sbatch 2.train_ddp.sh" in result.stderr
+    assert "68.1 GB to come, 100 GB free\n" in capsys.readouterr().out
 
 
 def test_plan_of_pretraining_imports_nothing_of_fine_tuning(synthetic, tmp_path):

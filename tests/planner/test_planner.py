@@ -164,7 +164,7 @@ def test_every_size_gets_a_command_that_train_knows():
     assert rates == sorted(rates, reverse=True)
 
 
-def test_the_command_prints_the_same_figures_and_refuses_in_one_line():
+def test_the_command_prints_the_same_figures():
     found = json.loads(plan("--model_size", "8M", "--instance", "g5.24xlarge", "--nodes", "2",
                             "--dollars_per_node_hour", "10", "--json").stdout)  # fmt: skip
     assert found == ask("8M", "ml.g5.24xlarge", 2)
@@ -172,14 +172,12 @@ def test_the_command_prints_the_same_figures_and_refuses_in_one_line():
         plan("--model_size", "8M", "--instance", "g5.24xlarge", "--optim", "muon", "--json").stdout
     )
     assert "--optim muon" in muon["command"]
-    large = plan("--model_size", "15B", "--instance", "g5.xlarge", check=False)
-    assert large.returncode == 1 and "15B does not fit on 1 x ml.g5.xlarge" in large.stderr
 
 
 @pytest.mark.parametrize(
     "refused, why",
     [
-        (lambda: find_machine("g7.huge", 1), "not one of ml.g5.xlarge"),
+        (lambda: find_machine("g7.huge", 1), "the nearest are ml.g6.xlarge"),
         (lambda: find_machine("g5.xlarge", 0), "must be 1 or more"),
         (lambda: find_model("9M", None, {}), "not one of tiny, 8M"),
         (lambda: find_model("8M", None, {"hidden_size": 330}), "even multiple of the heads"),

@@ -124,7 +124,8 @@ def test_all_runs_below_a_folder(output):
     assert [line for line in text.splitlines() if line and not line.startswith(" ")] == [
         f"{output}: running",
         f"{just_begun}: running",
-        f"{damaged}: run.json is corrupt (Unterminated string starting at: line 1 column 12 (char 11))",
+        f"{damaged}: run.json is corrupt (Unterminated string starting at: line 1 column 12 (char 11)); "
+        "move it away, the checkpoints are kept",
     ]
     assert "step 0 of 8 (0%)" in text and "none yet" in text
 

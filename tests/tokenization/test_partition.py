@@ -46,7 +46,7 @@ def test_equals_the_tokenizer_for_arbitrary_bytes(sequences, skipped):
     counts = byte_counts(stripped)
     residues = [token for ids in ours for token in ids[1:-1]]
     assert token_counts(counts) == {token: residues.count(i) for i, token in enumerate(TOKENS)}
-    changed = changed_residues(counts, end_stops=0)
+    changed = changed_residues(counts, gaps=0, end_stops=0)
     assert sum(n for kind, n in changed.items() if kind.endswith("<unk>")) == residues.count(
         TOKENS.index("<unk>")
     )
