@@ -23,7 +23,6 @@ REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 source "$REPOSITORY/cluster_setup/job_environment.sh"
 
 : "${OUTPUT_DIR:=$FSX_DIR/runs/fsdp}"
-: "${MODEL_SIZE:=8M}"
 if [ $# = 0 ] && ! in_slurm_job && [ ! -e "$DATASET_DIR/manifest.json" ]; then
   say_what_for "$DATASET_DIR holds nothing of step 1; make it with: python 1.tokenize_uniref_csv.py"
 fi
@@ -31,7 +30,7 @@ fi
 TRAINING_ARGUMENTS=(
   --dataset_dir "$DATASET_DIR"
   --output_dir "$OUTPUT_DIR"
-  --model_size "$MODEL_SIZE"
+  ${MODEL_SIZE:+--model_size "$MODEL_SIZE"}
 )
 
 launch accelerate train.py "${TRAINING_ARGUMENTS[@]}" "$@"

@@ -36,12 +36,14 @@ class PretrainingArguments(RunArguments):
         "num_attention_heads intermediate_size",
         "batches": "tokens_per_device global_batch_tokens max_seq_length packing mlm_probability "
         "mask_replace",
-        "length": "max_steps num_train_epochs stop_after_steps early_stopping_patience max_minutes",
+        "length": "max_steps num_train_epochs stop_after_steps overfit_batches early_stopping_patience "
+        "max_minutes",
         "recipe": "learning_rate lr_schedule warmup_steps weight_decay optim adam_beta2",
         "speed and memory": "precision fp8_recipe torch_compile activation_checkpointing "
         "dataloader_num_workers",
         "division over devices": "dp_replicate_size reshard_after_forward tp_size cp_size",
         "saving, evaluation, logs": "save_steps save_minutes save_total_limit eval_steps eval_strategy "
+        "limit_validation_tokens "
         "logging_steps report_to dollars_per_node_hour step_timeout",
     }
     USE_INSTEAD = RunArguments.USE_INSTEAD | {

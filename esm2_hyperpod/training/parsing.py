@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
@@ -23,7 +24,7 @@ def parse(arguments: type[RunArguments]) -> RunArguments:
     """The dataclass filled from `sys.argv`. Raises `UserError` for a flag that it lacks or refuses."""
     prog = f"python {Path(sys.argv[0]).name}"
     parser = _Parser(arguments, prog=prog, usage=f"{prog} FLAGS", allow_abbrev=False, add_help=False)
-    words = sys.argv[1:]
+    words = with_config(sys.argv[1:])
     _refuse(arguments, words)
     for action in parser._actions:  # argparse has no public way to change a flag that it has been given
         if action.type is string_to_bool and action.nargs is None:
@@ -36,8 +37,32 @@ def parse(arguments: type[RunArguments]) -> RunArguments:
         refused = arguments.refused()
         meant = {flag for flag in known_flags(parser) if flag.strip("-") not in refused}
         raise UserError(f"{unknown_words(unknown, meant)}; {prog} --help says more")
-    (filled,) = parser.parse_args_into_dataclasses()
+    (filled,) = parser.parse_args_into_dataclasses(words)
     return filled
+
+
+def with_config(words: list[str]) -> list[str]:
+    """The words of a command line, before them those of the YAML file that `--config` names: flags win.
+
+    Raises `UserError` if the file is not a mapping of flags to values.
+    """
+    if "--config" not in words:
+        return words
+    at = words.index("--config")
+    path = Path(words[at + 1]) if len(words) > at + 1 else None
+    if path is None or path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--config {path or ''}: name a YAML file; presets/ has some")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"--config {path}: cannot be read ({why}); presets/ has examples") from None
+    scalars = isinstance(values, dict) and all(isinstance(one, str | int | float) for one in values.values())
+    if not scalars:
+        raise UserError(f"--config {path}: must be lines such as `model_size: 150M`; presets/ has examples")
+    spelled = {name: str(one).lower() if isinstance(one, bool) else one for name, one in values.items()}
+    ours = [f"--{name}={one}" for name, one in spelled.items()]
+    return [*ours, *words[:at], *words[at + 2 :]]
 
 
 def _refuse(arguments: type[RunArguments], words: list[str]) -> None:
@@ -80,7 +105,8 @@ def _help(parser: _Parser, arguments: type[RunArguments], everything: bool) -> s
         MORE: [name for name in actions if name in ours - named],
         TRAINERS: [name for name in actions if name not in ours | named] if everything else [],
     }
-    rest = "" if everything else f"{parser.prog} --help_all lists {TRAINERS}, too."
+    rest = "--config FILE.yaml reads flags from a file; those on the command line win."
+    rest += "" if everything else f" {parser.prog} --help_all lists {TRAINERS}, too."
     text = argparse.ArgumentParser(
         prog=parser.prog, usage=parser.usage, add_help=False, epilog=rest,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -7,9 +7,15 @@ import sys
 
 import pytest
 import torch
-from helpers.commands import run
+import yaml
+from helpers.commands import ROOT, on_demand, run
 from helpers.pretraining import CPU, SMALL, assert_close, metrics, train
 from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from esm2_hyperpod.pretraining.arguments import PretrainingArguments
+from esm2_hyperpod.training.parsing import parse
+
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 
 
 def test_data_workers_and_checkpoints_by_the_minute_change_nothing(tokenized, undisturbed, tmp_path):
@@ -128,6 +134,28 @@ def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(tokenized, undistur
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
     train(tokenized, tmp_path)
     assert metrics(tmp_path) == metrics(undisturbed)
+
+
+@on_demand
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_trains_and_flags_win(tokenized, tmp_path, preset):
+    tiny = "--tokens_per_device", 1024, "--global_batch_tokens", 1024, "--max_steps", 1
+    places = "--dataset_dir", tokenized, "--output_dir", tmp_path
+    run("train.py", "--config", preset, *places, "--model_size", "tiny", *tiny, **CPU)
+    asked = yaml.safe_load(preset.read_text())
+    options = json.loads((tmp_path / "run.json").read_text())["options"]
+    assert options["model_size"] == "tiny" and options["tokens_per_device"] == 1024
+    assert options["learning_rate"] == float(asked.get("learning_rate", 4e-4))
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_has_flags_that_are_known(monkeypatch, preset):
+    places = "--dataset_dir", "data", "--output_dir", "run"
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(preset), *places])
+    filled = parse(PretrainingArguments)
+    for name, value in yaml.safe_load(preset.read_text()).items():
+        found = getattr(filled, name)
+        assert found == type(found)(value)
 
 
 def test_one_batch_is_learned_by_heart(tokenized, tmp_path):

@@ -80,6 +80,13 @@ ROWS = [
     ("no patience", "--step_timeout 0", "--step_timeout 0: must be a number of seconds from 1 up"),
     ("a tracker that is not there", "--report_to wandb", "python -m pip install wandb"),
     # the output
+    # a file of flags
+    ("no config", "--config gone.yaml", "gone.yaml: cannot be read ([Errno 2] No such file"),
+    ("a config of another kind", "--config words.txt", "words.txt: name a YAML file; presets/ has some"),
+    ("a config that is no mapping", "--config list.yaml", "list.yaml: must be lines such as `model_size"),
+    ("a torn config file", "--config torn.yaml", "torn.yaml: cannot be read (while parsing"),
+    ("a flag that is none, in a config", "--config flag.yaml", "did you mean --learning_rate"),
+    ("no batches, in a config", "--config size.yaml", "--overfit_batches 0: must be a number from"),
     ("output is a file", "--output_dir words.txt", "words.txt: File exists; choose another folder"),
     ("output below a file", "--output_dir words.txt/run", "a part of it is a file"),
     ("a torn record", "--output_dir damaged", "damaged: run.json is corrupt"),
@@ -92,6 +99,10 @@ ROWS = [
 def folder(synthetic, tokenized, tmp_path_factory):
     folder = tmp_path_factory.mktemp("folders")
     (folder / "words.txt").write_text("MKV\n")
+    (folder / "list.yaml").write_text("- tiny\n")
+    (folder / "torn.yaml").write_text("model_size: [tiny\n")
+    (folder / "flag.yaml").write_text("learning_rat: 1e-3\n")
+    (folder / "size.yaml").write_text("overfit_batches: 0\n")
     (folder / "csv").symlink_to(synthetic / "csv")
     for name in ("arrow", "begun", "less", "torn"):
         shutil.copytree(tokenized, folder / name)
