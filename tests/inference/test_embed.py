@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 import sys
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.commands import on_demand, run
+from helpers.commands import ROOT, on_demand, run
 from helpers.inference import PROTEINS, call, script
 from helpers.kill_at_random import killed_runs
 from helpers.localization_example import CPU, LORA, save, settings_of, write_fasta
@@ -66,6 +67,18 @@ def test_pandas_reads_it_and_the_json_says_what_it_is(everything, model_folder):
     assert table.mean_4[0].dtype == np.float32 and np.stack(table.residues_4[0]).shape == (33, 128)
     facts = json.loads((everything / "embeddings.json").read_text())
     assert facts["layers"] == [0, 2, -1] and "model.safetensors" in facts["model"]
+
+
+def test_the_five_lines_of_the_readme_give_the_same(model_folder, tmp_path):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    assert len([line for line in code.splitlines() if line]) == 5
+    found = {}
+    exec(code.replace("runs/ddp/final_model", str(model_folder)), found)
+    (tmp_path / "a.fasta").write_text(f">a\n{re.search('[A-Z]{8,}', code)[0]}\n")
+    words = ["--model_name_or_path", model_folder, "--fasta", tmp_path / "a.fasta"]
+    call("embed.py", *words, "--output_dir", tmp_path)
+    ours = embeddings(tmp_path)["a"]["mean_4"]
+    assert ours == pytest.approx(found["embedding"].detach().numpy(), abs=1e-5)
 
 
 def test_run_again_it_has_nothing_to_do_and_other_flags_are_refused(everything, model_folder, fasta):
