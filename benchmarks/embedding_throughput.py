@@ -3,12 +3,12 @@
 
     python benchmarks/embedding_throughput.py --model_size 8M --records 10000 --kills 10
 
-The model has random weights: speed does not depend on what they say. Input: synthetic proteins. Prints Markdown:
-real residues a second of transformers with one protein at a time, of a loop as in fair-esm's scripts/extract.py
-(its model, batches of proteins of like length up to 4,096 tokens, padded; a file a protein), and of embed.py's
-loop, on the first --timed records, in one process, taking turns, medians. Then the peak memory of the whole
-command for 1,000 records and for --records, and whether that command, killed at random instants and started
-again each time, ends with the same bytes.
+The model has random weights: speed does not depend on what they say. Input: synthetic proteins. Prints
+Markdown: real residues a second of transformers with one protein at a time, of a loop as in fair-esm's
+scripts/extract.py (its model, batches of proteins of like length up to 4,096 tokens, padded; a file a
+protein), and of embed.py's loop, on the first --timed records, in one process, taking turns, medians. Then
+the peak memory of the whole command for 1,000 records and for --records, and whether that command, killed at
+random instants and started again each time, ends with the same bytes.
 """
 
 import argparse

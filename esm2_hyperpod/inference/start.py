@@ -10,7 +10,7 @@ from typing import NoReturn
 import torch
 from accelerate import PartialState
 
-from esm2_hyperpod.artifacts import check_same_options, only_writer
+from esm2_hyperpod.artifacts import check_same_options, only_writer, remove_temporaries
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.proteins.records import Record, read_records
 from esm2_hyperpod.streaming.batches import BATCH_TOKENS
@@ -109,6 +109,8 @@ def on_all_ranks(args: argparse.Namespace, work: Callable[[Session], int | None]
         raise UserError(f"--output_dir {args.output_dir}: a file; give a folder")
     session = Session(args)
     with only_writer(args.output_dir) if session.is_main else nullcontext():
+        if session.is_main:
+            remove_temporaries(args.output_dir)
         exit_code = work(session)
     PartialState().destroy_process_group()
     return exit_code
