@@ -23,8 +23,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-import numpy as np
-import pyarrow as pa
 from tqdm import tqdm
 
 from esm2_hyperpod.artifacts import (
@@ -61,6 +59,7 @@ from esm2_hyperpod.download.partitions import (
 from esm2_hyperpod.download.prefetch import prefetch
 from esm2_hyperpod.download.sampling import count_fasta, sampled
 from esm2_hyperpod.download.tables import CLUSTERS, HUB, ClusterWriter, Table, open_table
+from esm2_hyperpod.download.tally import Tally
 from esm2_hyperpod.errors import UserError, run_script
 
 SYNTHETIC_RECORDS = 20_000
@@ -177,7 +176,8 @@ def make_partitions(arguments: argparse.Namespace) -> None:
             batches = fasta_records(arguments, stack)
         if not (is_synthetic or arguments.allow_nucleotides):
             batches = proteins_only(batches, arguments.source)
-        rows = tally.rows(first_records(batches, limit))
+        # A sample is as large as it should be, and read to the end of its source, whose checksum counts.
+        rows = tally.rows(first_records(batches, None if is_sampled(arguments) else limit))
         count = arguments.num_partitions
         if count is None:
             spooled = stack.enter_context(tempfile.TemporaryFile(dir=folder))
@@ -283,34 +283,6 @@ def first_records(batches: Iterator[Records], limit: int | None) -> Iterator[Rec
         yield batch
         if limit == 0:
             return
-
-
-class Tally:
-    """What has passed: number of records and residues, the longest, and whether the longest came first."""
-
-    def __init__(self):
-        self.records = self.residues = self.longest = self._last = 0
-        self._falling = True
-
-    def rows(self, batches: Iterator[Records]) -> Iterator[pa.Array]:
-        """The rows of the batches, which are counted as they pass."""
-        for batch in batches:
-            lengths = batch.lengths
-            falling = (np.diff(lengths) <= 0).all() and (not self.records or lengths[0] <= self._last)
-            self._falling = self._falling and bool(falling)
-            self._last = int(lengths[-1])
-            self.records += len(batch)
-            self.residues += int(lengths.sum())
-            self.longest = max(self.longest, int(lengths.max()))
-            yield batch.rows
-
-    def bias(self) -> str:
-        """The line that says what records from the start of a source are, and are not."""
-        line = f"--max_records over a network: the first {self.records:,} records, not a sample; their mean "
-        line += f"length is {self.residues / max(self.records, 1):,.0f} residues"
-        if self._falling and self.records > 1:
-            line += f", falling from {self.longest:,} to {self._last:,}: the source is sorted longest first"
-        return f"{line}. For a sample, fetch the file and give its path to --source"
 
 
 def partitions_for(records: int, each: int) -> int:

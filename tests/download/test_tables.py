@@ -84,6 +84,12 @@ def test_max_records_is_the_same_sample_from_every_file(made, tmp_path, source):
     assert sorted(rows) == sorted(list(proteins.items())[number] for number in kept)
 
 
+def test_a_sample_is_of_the_source_with_the_checksum_that_was_given(made, tmp_path):
+    flags = ("--max_records", 5, "--checksum", f"md5:{'0' * 32}")
+    line = error_line(step_0(made[1] / "a.fasta.gz", tmp_path, *flags, check=False))
+    assert f"not {'0' * 32}: it is corrupt, or another release" in line
+
+
 def test_the_start_of_a_stream_says_that_it_is_no_sample(made, tmp_path):
     proteins, folder = made
     printed = step_0(f"hf:{folder / 'hub'}", tmp_path, "--max_records", 40, *PARTITIONS).stdout
