@@ -1,14 +1,19 @@
 #!/usr/bin/env python3
-"""Step 0: a protein FASTA from the web, S3 or a file (or a synthetic one) -> csv/x000.csv, x001.csv, ...
+"""Step 0: proteins from the web, S3, a file or a data set (or synthetic ones) -> csv/x000.csv, x001.csv, ...
 
     python 0.download_data.py                                     # UniRef50 to $FSX_DIR/csv, 50 partitions
     python 0.download_data.py --max_records 100000                # a first look
-    python 0.download_data.py --source my.fasta.gz --output_dir csv
+    python 0.download_data.py --source my.fasta.gz --output_dir csv          # or Parquet, or SQLite
+    python 0.download_data.py --source hf:nvidia/esm2_uniref_pretraining_data
     python 0.download_data.py --source synthetic --max_records 20000 --output_dir csv
 
 One streaming pass: bytes are decompressed, parsed and dealt to all partitions as they arrive. Every
 partition is an unbiased sample of the whole. `csv/manifest.json` is written last. If a run is killed, run
 the same command again; with --keep_fasta it resumes from the bytes it has.
+
+Tables have columns sequence and ur90_id or id; with ur50_id they also leave `csv/clusters.parquet`, which
+step 1 takes as --clusters. --max_records draws a sample of a file, but of what comes over a network it takes
+the start.
 """
 
 import argparse
@@ -18,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-import pyarrow as pa
+from tqdm import tqdm
 
 from esm2_hyperpod.artifacts import (
     MANIFEST,
@@ -52,6 +57,9 @@ from esm2_hyperpod.download.partitions import (
     write_partitions,
 )
 from esm2_hyperpod.download.prefetch import prefetch
+from esm2_hyperpod.download.sampling import count_fasta, sampled
+from esm2_hyperpod.download.tables import CLUSTERS, HUB, ClusterWriter, Table, open_table
+from esm2_hyperpod.download.tally import Tally
 from esm2_hyperpod.errors import UserError, run_script
 
 SYNTHETIC_RECORDS = 20_000
@@ -74,9 +82,9 @@ def main() -> None:
         finally:
             remove_temporaries(folder)  # those of a full disk fill it
         if arguments.plot:
-            from esm2_hyperpod.tokenization.plots import plot_partition
+            from esm2_hyperpod.tokenization.plots import plot_partitions
 
-            print(f"picture: {plot_partition(folder)}")
+            print(f"picture: {plot_partitions(folder)}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -84,12 +92,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--source",
         default=sources.UNIREF50,
-        help="https://, http://, s3://, a path (.fasta or .fasta.gz), or synthetic; default: UniRef50",
+        help="https://, http://, s3://, a path (FASTA, gzip too; Parquet file or folder; SQLite),\n"
+        "hf:NAME of a data set of the hub, or synthetic; default: UniRef50",
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--num_partitions", type=positive, help=f"default: 50, at most {MAX_PARTITIONS}")
     size.add_argument("--max_records_per_partition", type=positive, help="as many partitions as that takes")
-    parser.add_argument("--max_records", type=positive, help="stop after the first so many records")
+    parser.add_argument(
+        "--max_records", type=positive, help="a sample of so many records; over a network the first ones"
+    )
     parser.add_argument(
         "--seed", type=whole_number, default=42, help="deals records to partitions; default: 42"
     )
@@ -147,7 +158,8 @@ def make_partitions(arguments: argparse.Namespace) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
     (folder / LOCALIZATION).unlink(missing_ok=True)
     remove_partitions(folder)
-    totals = {"records": 0, "residues": 0, "longest": 0}
+    (folder / CLUSTERS).unlink(missing_ok=True)
+    tally = Tally()
 
     with contextlib.ExitStack() as stack:
         if is_synthetic:
@@ -157,18 +169,15 @@ def make_partitions(arguments: argparse.Namespace) -> None:
             labels = stack.enter_context(whole_file(folder / LOCALIZATION))
             labelled = stack.enter_context(open(labels, "w", encoding="ascii"))
             chunks = synthetic.fasta_chunks(limit, arguments.seed, labelled)
-            source = sources.Source("synthetic proteins", None, chunks)
+            batches = read_records(prefetch(chunks), "synthetic proteins")
+        elif table := open_table(arguments.source):
+            batches = table_records(table, arguments, stack)
         else:
-            source = open_source(arguments)
-            if source.size and not limit:
-                needed = space_needed(source, arguments)
-                check_free_space(folder, needed, ", or take less with --max_records")
-        move_bar = stack.enter_context(byte_bar(None if limit else source.size, "FASTA"))
-        plain = prefetch(sources.decompressed(prefetch(counted(source.chunks, move_bar)), source.name))
-        records = read_records(plain, source.name)
+            batches = fasta_records(arguments, stack)
         if not (is_synthetic or arguments.allow_nucleotides):
-            records = proteins_only(records, source.name)
-        rows = tallied(first_records(records, limit), totals)
+            batches = proteins_only(batches, arguments.source)
+        # A sample is as large as it should be, and read to the end of its source, whose checksum counts.
+        rows = tally.rows(first_records(batches, None if is_sampled(arguments) else limit))
         count = arguments.num_partitions
         if count is None:
             spooled = stack.enter_context(tempfile.TemporaryFile(dir=folder))
@@ -182,28 +191,74 @@ def make_partitions(arguments: argparse.Namespace) -> None:
         {
             "options": options_of(arguments),
             "synthetic": is_synthetic,
-            **totals,
+            "records": tally.records,
+            "residues": tally.residues,
+            "longest": tally.longest,
             "files": files,
             "content_digest": content_digest(files),
             "versions": package_versions("numpy", "pyarrow", "isal"),
         },
     )
     seconds = time.monotonic() - began
-    measured = amounts(totals["records"], totals["residues"], totals["longest"], seconds)
-    print(f"{folder}: {totals['records']:,} records in {count} partitions, {measured}{mark(is_synthetic)}")
+    measured = amounts(tally.records, tally.residues, tally.longest, seconds)
+    if (folder / CLUSTERS).is_file():
+        print(f"{folder / CLUSTERS}: the clusters, for 1.tokenize_uniref_csv.py --clusters")
+    if limit and not is_synthetic and not is_sampled(arguments):
+        print(tally.bias())
+    print(f"{folder}: {tally.records:,} records in {count} partitions, {measured}{mark(is_synthetic)}")
 
 
-def open_source(arguments: argparse.Namespace) -> sources.Source:
+def is_sampled(arguments: argparse.Namespace) -> bool:
+    """Whether --max_records is a sample: the source is on this machine, and can be counted first."""
+    return not sources.is_remote(arguments.source) and not arguments.source.startswith(HUB)
+
+
+def fasta_records(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> Iterator[Records]:
+    """The records of a FASTA, or the sample of them that was asked for."""
+    limit, total = arguments.max_records, None
     if not sources.is_remote(arguments.source):
         source, expected = sources.open_file(arguments.source), arguments.checksum
+        if limit:
+            plain = sources.decompressed(prefetch(sources.open_file(arguments.source).chunks), source.name)
+            total = count_fasta(plain)
     else:
         source = sources.open_remote(arguments.source, arguments.output_dir if arguments.keep_fasta else None)
         expected = arguments.checksum or sources.published_checksum(arguments.source)
-    if expected and arguments.max_records:
+    if expected and limit and total is None:
         print("--max_records stops before the end of the source, so its checksum is not checked")
     elif expected:
         source.chunks = sources.checked(source.chunks, expected, source.name)
-    return source
+    if source.size and not limit:
+        needed = space_needed(source, arguments)
+        check_free_space(arguments.output_dir, needed, ", or take less with --max_records")
+    bar = stack.enter_context(byte_bar(source.size if total or not limit else None, "FASTA"))
+    plain = prefetch(sources.decompressed(prefetch(counted(source.chunks, bar)), source.name))
+    batches = read_records(plain, source.name)
+    return sampled(batches, total, limit, arguments.seed) if total else batches
+
+
+def table_records(
+    table: Table, arguments: argparse.Namespace, stack: contextlib.ExitStack
+) -> Iterator[Records]:
+    """The records of a table, or the sample of them that was asked for; its clusters go into a file."""
+    if arguments.checksum:
+        raise UserError("--checksum is for a FASTA; leave it out for a table")
+    clusters = None
+    if table.has_clusters:
+        path = stack.enter_context(whole_file(arguments.output_dir / CLUSTERS))
+        clusters = stack.enter_context(contextlib.closing(ClusterWriter(path)))
+    batches = table.records(clusters)
+    bar = stack.enter_context(tqdm(total=table.rows, desc=table.name, unit=" records"))
+    batches = passed(batches, bar)
+    if arguments.max_records and table.rows is not None:
+        return sampled(batches, table.rows, arguments.max_records, arguments.seed)
+    return batches
+
+
+def passed(batches: Iterator[Records], bar: tqdm) -> Iterator[Records]:
+    for batch in batches:
+        bar.update(len(batch))
+        yield batch
 
 
 def space_needed(source: sources.Source, arguments: argparse.Namespace) -> float:
@@ -228,15 +283,6 @@ def first_records(batches: Iterator[Records], limit: int | None) -> Iterator[Rec
         yield batch
         if limit == 0:
             return
-
-
-def tallied(batches: Iterator[Records], totals: dict[str, int]) -> Iterator[pa.Array]:
-    """The rows of the batches; `totals` holds their sums once they have passed."""
-    for batch in batches:
-        totals["records"] += len(batch)
-        totals["residues"] += int(batch.lengths.sum())
-        totals["longest"] = max(totals["longest"], int(batch.lengths.max()))
-        yield batch.rows
 
 
 def partitions_for(records: int, each: int) -> int:

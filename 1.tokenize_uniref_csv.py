@@ -42,6 +42,7 @@ from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.tokenization.dataset import describe_dataset
 from esm2_hyperpod.tokenization.manifest import summary, write_cluster_of_row
 from esm2_hyperpod.tokenization.partition import GAPS, LONG_SEQUENCES, Cleaning
+from esm2_hyperpod.tokenization.report import describe
 from esm2_hyperpod.tokenization.splits import SPLITS, Fractions, resolve
 from esm2_hyperpod.tokenization.tasks import NOTES, Task, run_all
 from esm2_hyperpod.tokenization.uniref_clusters import build_table, table_digest
@@ -255,8 +256,7 @@ def report(manifest: dict, folder: Path, seconds: float) -> None:
             f"{gaps:,} gaps (- and .) were dropped: the sequences seem to come from an alignment; "
             "--gaps keep makes tokens of them"
         )
-    if manifest["too_short_left_out"]:
-        print(f"{manifest['too_short_left_out']:,} records were too short and left out")
+    print("\n".join(describe(manifest)))
     proteins = sum(split["proteins"] for split in manifest["splits"].values())
     residues = sum(split["residues"] for split in manifest["splits"].values())
     measured = amounts(proteins, residues, manifest["longest"], seconds)

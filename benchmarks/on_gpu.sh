@@ -10,6 +10,7 @@
 #   throughput     residues/s, MFU and memory of every way to train, by model size
 #   runs           the numbered scripts as they are run: DDP, FSDP2, 4-bit fine-tuning, on all GPUs
 #   prediction     prediction with a 4-bit model
+#   embedding      embed.py's packs against one protein at a time and padded batches; kills
 #   memory         the most memory of a fine-tuning step, estimated and measured
 #
 # Results: JSON in $OUT (default benchmarks/out), a table in $OUT/results.md, a chart in $OUT/throughput.png.
@@ -25,12 +26,12 @@ mkdir -p "$OUT"
 gpus="$( (nvidia-smi --list-gpus 2> /dev/null || true) | grep -c '^GPU ')"
 if [ "$gpus" -gt 0 ]; then
   : "${MODEL_SIZES:=8M 35M 150M 650M 3B}"
-  tokens=16384 steps=8 rounds=4 records=20000 timed=500 predicted=650M
+  tokens=16384 steps=8 rounds=4 records=20000 timed=500 predicted=650M embedded=150M kills=3
   variants=("padded, eager" "padded, SDPA" "packed" "packed, compiled")
   "$PYTHON" -c 'import torchao' 2> /dev/null && variants+=("packed, compiled, FP8")
 else
   : "${MODEL_SIZES:=tiny}"
-  tokens=1024 steps=1 rounds=2 records=20 timed=10 predicted=tiny
+  tokens=1024 steps=1 rounds=2 records=20 timed=10 predicted=tiny embedded=tiny kills=0
   variants=("padded, eager" "padded, SDPA" "packed" "packed, compiled")
 fi
 failed=()
@@ -66,12 +67,17 @@ prediction() {
     --records "$records" --timed "$timed" --json "$OUT/prediction.json"
 }
 
+embedding() {
+  measure embedding "$PYTHON" benchmarks/embedding_throughput.py --model_size "$embedded" \
+    --records "$records" --timed "$timed" --kills "$kills" --json "$OUT/embedding.json"
+}
+
 memory() {
   # shellcheck disable=SC2086  # a list of words
   measure memory "$PYTHON" benchmarks/finetuning_memory.py --sizes $MODEL_SIZES --json "$OUT/memory.json"
 }
 
-parts=(correctness throughput runs prediction memory)
+parts=(correctness throughput runs prediction embedding memory)
 for part in "${@:-${parts[@]}}"; do
   case " ${parts[*]} " in *" $part "*) ;; *)
     echo "on_gpu.sh: error: no part $part; there are: ${parts[*]}" >&2

@@ -24,7 +24,7 @@ def test_everything_that_is_measured_on_a_gpu(tmp_path):
     log = run("bash", "benchmarks/on_gpu.sh", OUT=str(tmp_path), CUDA_VISIBLE_DEVICES="", timeout=1800).stdout
     assert "NO" not in log.split()
     parts = {path.stem: json.loads(path.read_text())["rows"] for path in tmp_path.glob("*.json")}
-    assert set(parts) == {"correctness", "throughput-tiny", "runs-tiny", "prediction", "memory"}
+    assert set(parts) == {"correctness", "throughput-tiny", "runs-tiny", "prediction", "embedding", "memory"}
     assert all(rows and not any("failed" in row for row in rows.values()) for rows in parts.values())
     assert all(f"### {name}" in (tmp_path / "results.md").read_text() for name in parts)
 

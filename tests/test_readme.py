@@ -5,10 +5,13 @@ import sys
 
 import pytest
 from helpers.commands import ROOT, run
+from helpers.inference import script
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.split("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S)
             for line in block.splitlines()]  # fmt: skip
+SLURMS = "--nodes", "--time", "--nproc_per_node"  # and torchrun's
+USES = "embed.py", "score_variants.py", "fill_masks.py"
 
 
 def test_files_named_are_there():
@@ -26,7 +29,8 @@ def test_flags_named_are_flags():
     helps = "".join(
         run(*command, "--help").stdout for command in [*((script,) for script in scripts), *others]
     )
-    flags = {flag for flag in re.findall(r"--[a-z][a-z_0-9]+", README) if flag not in ("--nodes", "--time")}
+    helps += "".join(script(name).parser().format_help() for name in USES)
+    flags = {flag for flag in re.findall(r"--[a-z][a-z_0-9]+", README) if flag not in SLURMS}
     assert len(flags) > 10
     assert [flag for flag in sorted(flags) if flag not in helps] == []
 

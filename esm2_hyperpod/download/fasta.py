@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from esm2_hyperpod.arrow import binary_array, lengths_of, number_array, offsets_of, values_of
+from esm2_hyperpod.arrow import as_type, binary_array, lengths_of, number_array, offsets_of, values_of
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.file_kinds import are_nucleotides, kind_of
 
@@ -24,6 +25,7 @@ BLOCK_BYTES = 4 << 20  # fits the caches: 16 MB takes a third longer
 LONGEST_RECORD_BYTES = 64 << 20  # the longest known protein has about 45,000 residues
 WHITE_SPACE = b" \t\r\v\f"
 NEWLINE, COMMA, GREATER = b"\n,>"
+QUOTED = list(b'"\r')
 
 
 @dataclass
@@ -43,6 +45,10 @@ class Records:
     def head(self, count: int) -> "Records":
         """The first `count` records."""
         return Records(self.rows.slice(0, count), self.lengths[:count])
+
+    def take(self, chosen: np.ndarray) -> "Records":
+        """The records at these positions."""
+        return Records(self.rows.take(number_array(chosen)), self.lengths[chosen])
 
 
 def read_records(chunks: Iterable[bytes], name: str) -> Iterator[Records]:
@@ -71,6 +77,17 @@ def proteins_only(batches: Iterable[Records], name: str) -> Iterator[Records]:
                 "translate it first, or train on it as it is with --allow_nucleotides"
             )
         yield batch
+
+
+def csv_rows(ids: pa.Array, sequences: pa.Array) -> pa.Array:
+    """binary[n] of `id,sequence\\n`, quoted by the rules of CSV where it must be; both are strings."""
+    comma, end = pa.scalar(","), pa.scalar("\n")
+    rows = pc.binary_join_element_wise(pc.binary_join_element_wise(ids, sequences, comma), pa.scalar(""), end)
+    rows = as_type(rows, pa.binary())
+    values = values_of(rows)
+    if np.count_nonzero(values == COMMA) != len(rows) or np.isin(values, QUOTED).any():
+        return _quoted(rows, lengths_of(as_type(ids, pa.binary())))
+    return rows
 
 
 def _blocks(chunks: Iterable[bytes], name: str) -> Iterator[tuple[int, bytearray]]:

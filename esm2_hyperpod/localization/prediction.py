@@ -1,19 +1,12 @@
 """Predictions: of proteins in memory, and of a FASTA file of any size in constant memory."""
 
-import csv
 import functools
-import io
 import itertools
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from tqdm import tqdm
 
 from esm2_hyperpod.artifacts import file_digest, write_json_atomically
 from esm2_hyperpod.errors import UserError
@@ -23,16 +16,8 @@ from esm2_hyperpod.localization.metrics import decide
 from esm2_hyperpod.localization.model import load_tuned
 from esm2_hyperpod.localization.settings import SETTINGS, read_settings
 from esm2_hyperpod.proteins.records import Record, read_records, refuse_nucleotides, residues_of
-
-CHUNK = 1_024  # proteins that are sorted by length together, and written together
-BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
-"""Padding included; a longer protein is a batch of its own. More would fall out of a CPU's cache, and
-would not fit into 24 GB beside 15B's weights."""
-
-
-def rank() -> int:
-    """This process's number, 0 where it is alone."""
-    return dist.get_rank() if dist.is_initialized() else 0
+from esm2_hyperpod.streaming.batches import BATCH_TOKENS, in_turns, length_batches
+from esm2_hyperpod.streaming.resumable import CHUNK, ResumableFile, chunks, csv_bytes
 
 
 def predict_logits(
@@ -45,29 +30,15 @@ def predict_logits(
     """
     device = next(model.parameters()).device
     batches = length_batches([len(row) for row in ids], BATCH_TOKENS[device.type])
-    processes = dist.get_world_size() if dist.is_initialized() and not alone else 1
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         # One tensor for all: small results kept between large temporaries would leave holes in the heap.
         logits = torch.zeros(len(ids), model.config.num_labels, device=device)
         longest_first = batches[::-1]  # no later one needs more memory
-        for batch in longest_first[rank() % processes :: processes]:
+        for batch in in_turns(longest_first, logits, alone=alone):
             inputs = collate([{"input_ids": ids[index]} for index in batch])
             inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
             logits[torch.from_numpy(batch).to(device)] = model(**inputs).logits.float()
-        if processes > 1:
-            dist.all_reduce(logits)  # exact: of each row, all ranks but one hold zeros
     return logits.cpu().numpy()
-
-
-def length_batches(lengths: Sequence[int], tokens: int) -> list[np.ndarray]:
-    """Indices in order of length, cut so that (rows x longest row) stays within `tokens`."""
-    order = np.argsort(lengths, kind="stable")
-    batches, start = [], 0
-    for end in range(1, len(order) + 1):
-        if end == len(order) or lengths[order[end]] * (end - start + 1) > tokens:
-            batches.append(order[start:end])
-            start = end
-    return batches
 
 
 class Predictor:
@@ -105,38 +76,30 @@ class Predictor:
         if not fasta.is_file():
             raise UserError(f"--predict_file {fasta}: no such file; give the proteins as FASTA (.gz too)")
         refuse_nucleotides((record.sequence for record in read_records(fasta)), f"--predict_file {fasta}")
-        return output.is_file() and _holds(output.with_suffix(".json"), self._identity(fasta, explained))
+        return ResumableFile(output, self._identity(fasta, explained)).is_current()
 
     def predict_file(
         self, fasta: Path, output: Path, stop_asked: Callable[[], bool] = lambda: False
     ) -> int | None:
         """Write `output` (id, label, the probability of each label): a row a record of `fasta`, in its order.
 
-        Memory does not grow with the file. Rows go to `OUTPUT.partial`, a whole chunk at a time, and an
-        interrupted run resumes after the last whole chunk, provided that file, model and precision are the
-        same. All ranks take part. Returns the number of proteins in `output`; None if rank 0's `stop_asked`,
-        looked at after each chunk, ended it early.
+        Memory does not grow with the file. It is a `ResumableFile`: interrupted, it is resumed provided that
+        file, model and precision are the same. All ranks take part. Returns the number of proteins in
+        `output`; None if rank 0's `stop_asked`, looked at after each chunk, ended it early.
 
         Raises `UserError` if `fasta` is no FASTA file.
         """
-        partial = output.with_name(output.name + ".partial")
-        done = _shared(self._resume(partial, fasta) if rank() == 0 else None)
-        records = itertools.islice(read_records(fasta), done, None)
-        bar = tqdm(initial=done, unit=" proteins", desc=f"predicting {fasta.name}", disable=rank() > 0)
-        for chunk in _chunks(records):
-            rows = self._rows(chunk)
-            if rank() == 0:
-                _append(partial, rows)
-            done += len(chunk)
-            bar.update(len(chunk))
-            if _shared(stop_asked() if rank() == 0 else None):
-                return None
-        bar.close()
-        if rank() == 0:
-            partial.replace(output)
-            _progress_file(partial).replace(output.with_suffix(".json"))
-        if dist.is_initialized():
-            dist.barrier()
+        file = ResumableFile(output, self._identity(fasta))
+        done = file.grow(
+            read_records(fasta),
+            csv_bytes([["id", "label", *self.settings.labels]]),
+            self._rows,
+            lambda records: chunks(records, CHUNK),
+            title=f"predicting {fasta.name}",
+            stop_asked=stop_asked,
+        )
+        if done is not None:
+            file.finish()
         return done
 
     def explain_file(
@@ -184,74 +147,12 @@ class Predictor:
         parts = [*sorted(self._folder.glob("*.safetensors")), self._folder / SETTINGS]
         return {path.name: file_digest(path) for path in parts}
 
-    def _rows(self, chunk: Sequence[Record]) -> str:
+    def _rows(self, chunk: Sequence[Record]) -> bytes:
         """The CSV rows of some records; a record without residues has no label and no probabilities."""
         sequences = [residues_of(record.sequence) for record in chunk]
         logits = self.logits([encode_cropped(sequence, self.settings) for sequence in sequences])
         empty = [""] * (1 + len(self.settings.labels))
         given = zip(chunk, sequences, self.settings.probabilities(logits))
-        return _csv(
+        return csv_bytes(
             [record.id, *(self.settings.cells(row) if text else empty)] for record, text, row in given
         )
-
-    def _resume(self, partial: Path, fasta: Path) -> int:
-        """Prepare `partial`; the number of proteins it already holds in whole chunks."""
-        asked = self._identity(fasta)
-        if partial.is_file() and _holds(_progress_file(partial), asked):
-            kept = _keep_whole_chunks(partial)
-            if kept:
-                return kept
-        partial.unlink(missing_ok=True)
-        write_json_atomically(_progress_file(partial), asked)
-        _append(partial, _csv([["id", "label", *self.settings.labels]]))
-        return 0
-
-
-def _csv(rows: Iterable[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
-def _holds(path: Path, asked: dict) -> bool:
-    """Whether a JSON file says just what was asked."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) == asked
-    except (OSError, ValueError):
-        return False
-
-
-def _keep_whole_chunks(partial: Path) -> int:
-    with open(partial, "rb+") as file:
-        whole_rows = sum(line.endswith(b"\n") for line in file) - 1
-        kept = max(whole_rows, 0) // CHUNK * CHUNK
-        file.seek(0)
-        for _ in range(1 + kept):
-            file.readline()
-        file.truncate(file.tell())
-    return kept
-
-
-def _append(path: Path, text: str) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _progress_file(partial: Path) -> Path:
-    return partial.with_name(partial.name + ".json")
-
-
-def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
-    iterator = iter(records)
-    while chunk := list(itertools.islice(iterator, CHUNK)):
-        yield chunk
-
-
-def _shared(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
-    box = [value]
-    if dist.is_initialized():
-        dist.broadcast_object_list(box)
-    return box[0]

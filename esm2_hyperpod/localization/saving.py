@@ -8,7 +8,7 @@ import torch
 
 from esm2_hyperpod.alphabet import build_tokenizer
 from esm2_hyperpod.artifacts import whole_folder
-from esm2_hyperpod.localization.model import attach_adapter, dequantized, load_base
+from esm2_hyperpod.localization.encoder import merged
 from esm2_hyperpod.localization.report import model_card
 from esm2_hyperpod.localization.settings import Settings, read_adapter_settings
 
@@ -23,22 +23,17 @@ def save_tuned(model: torch.nn.Module, settings: Settings, metrics: dict[str, An
 def merge_adapter(adapter: Path, folder: Path) -> None:
     """Write a model that `AutoModelForSequenceClassification` loads without peft, in fp32.
 
-    The base keeps the values its 4-bit weights stand for, since those are what the adapter was trained on;
-    merging into the original weights would change the predictions. The temperature goes into the last
-    layer, so that a plain softmax of the logits is calibrated.
+    The temperature goes into the last layer, so that a plain softmax of the logits is calibrated.
 
     Raises `UserError` if `adapter` is none or its base cannot be loaded.
     """
     settings = read_adapter_settings(adapter)
-    model = load_base(settings, torch.device("cpu"), bf16=False)
-    if settings.tuning == "qlora":
-        model = dequantized(model)
-    merged = attach_adapter(model, adapter).merge_and_unload()
+    model = merged(adapter)
     with torch.no_grad():
-        for parameter in merged.classifier.out_proj.parameters():
+        for parameter in model.classifier.out_proj.parameters():
             parameter.div_(settings.temperature)
     with whole_folder(folder) as temporary:
-        _fill(temporary, merged, replace(settings, tuning="full", temperature=1.0))
+        _fill(temporary, model, replace(settings, tuning="full", temperature=1.0))
 
 
 def _fill(folder: Path, model: torch.nn.Module, settings: Settings) -> None:

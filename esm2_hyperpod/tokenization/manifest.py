@@ -39,6 +39,7 @@ def summary(
         "fractions": fractions,
         "longest": max(note["longest"] for note in notes),
         "too_short_left_out": sum(note["too_short"] for note in notes),
+        "longer_than_max_length": sum(note["too_long"] for note in notes),
         "in_no_split": sum(note["unassigned"] for note in notes),
         "changed_residues": changed_residues(
             sum(seen.values()),

@@ -14,16 +14,15 @@ PICTURE = "data.png"
 _BIN = 64
 
 
-def plot_partition(folder: Path) -> Path:
-    """Draw the first CSV partition, an unbiased sample of all; returns the picture's path."""
+def plot_partitions(folder: Path) -> Path:
+    """Draw all CSV partitions; returns the picture's path."""
     manifest = read_manifest(folder, "python 0.download_data.py")
-    first = manifest["files"][0]
-    seen, lengths = np.zeros(256, dtype=np.int64), [np.zeros(0, dtype=np.int64)]
-    for _, sequences in read_partition(folder / first["name"], manifest["longest"], first["sha256"]):
-        seen += byte_counts(sequences)
-        lengths.append(lengths_of(sequences))
-    histogram = np.bincount(np.concatenate(lengths) // _BIN)
-    title = f"{first['records']:,} of {manifest['records']:,} records ({first['name']})"
+    seen, histogram = np.zeros(256, dtype=np.int64), np.zeros(manifest["longest"] // _BIN + 1, dtype=np.int64)
+    for file in manifest["files"]:
+        for _, sequences in read_partition(folder / file["name"], manifest["longest"], file["sha256"]):
+            seen += byte_counts(sequences)
+            histogram += np.bincount(lengths_of(sequences) // _BIN, minlength=len(histogram))
+    title = f"{manifest['records']:,} records"
     return _draw(folder, title, manifest["synthetic"], histogram, _BIN, token_counts(seen))
 
 

@@ -131,7 +131,7 @@ def finished_note(task: Task) -> dict | None:
         note = json.loads(task.note.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    if note["options"] != task.options():
+    if note["options"] != task.options() or "too_long" not in note:  # as before that was counted
         return None
     for split, shard in note["shards"].items():
         path = task.output / split / shard["name"]
@@ -156,6 +156,7 @@ def tokenize_partition(task: Task) -> dict:
         "gaps": 0,
         "end_stops": 0,
         "too_short": 0,
+        "too_long": 0,
         "unassigned": 0,
         "unlisted": 0,
     }
@@ -165,6 +166,7 @@ def tokenize_partition(task: Task) -> dict:
         if not len(ids):
             continue
         lengths_seen.append(lengths)
+        note["too_long"] += int((lengths > task.cleaning.max_length - 2).sum())
         hashes, clusters = hash_ids(ids, task.seed), None
         if table:
             clusters = table.clusters_of(ids)

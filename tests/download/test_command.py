@@ -53,11 +53,14 @@ def test_max_records_per_partition_gives_the_same_files(made, tmp_path):
     }
 
 
-def test_another_seed_deals_otherwise_and_max_records_takes_the_first(made, tmp_path):
+def test_another_seed_deals_otherwise_and_max_records_takes_a_sample(made, tmp_path):
     proteins, folder = made
     step_0(folder / "sorted.fasta.gz", tmp_path, "--num_partitions", 7, "--seed", 1, "--max_records", 100)
     partitions = read_partitions(tmp_path)
-    assert sorted(row for rows in partitions for row in rows) == sorted(list(proteins.items())[:100])
+    rows = [row for rows in partitions for row in rows]
+    assert len(rows) == len(set(rows)) == 100 and set(rows) <= set(proteins.items())
+    lengths = [np.mean([len(sequence) for _, sequence in some]) for some in (rows, proteins.items())]
+    assert lengths[0] == pytest.approx(lengths[1], rel=0.02)  # the first 100 have twice the mean
     first = [row for row in read_partitions(folder / "csv")[0] if row in {r for p in partitions for r in p}]
     assert partitions[0] != first
 

@@ -56,7 +56,7 @@ FILES = {
 
 ROWS = [
     ("wrong path", "--source gone.fasta", "gone.fasta: no such file; --source takes"),
-    ("a folder", "--source .", ".: a folder; --source takes one FASTA file"),
+    ("a folder", "--source .", ".: a folder without Parquet files; --source takes a FASTA"),
     ("another protocol", "--source ftp://ftp.uniprot.org/x.fasta",
      "x.fasta: no such file; --source takes https"),
     ("DNA", "--source dna.fasta", "dna.fasta: DNA or RNA, not proteins"),
@@ -127,7 +127,7 @@ def test_two_jobs_into_one_folder(folder, tmp_path):
 def test_without_arguments_it_says_what_it_does_where_it_cannot_do_it(monkeypatch, tmp_path):
     monkeypatch.setenv("FSX_DIR", str(tmp_path / "not" / "here"))
     result = here(STEP_0, check=False)
-    assert result.returncode == 1 and "Step 0: a protein FASTA from the web" in result.stderr
+    assert result.returncode == 1 and "Step 0: proteins from the web" in result.stderr
     assert "python 0.download_data.py --source my.fasta.gz --output_dir csv" in result.stderr
     assert (
         f"error: {tmp_path}/not is not here, and no --output_dir is given" in result.stderr.splitlines()[-1]

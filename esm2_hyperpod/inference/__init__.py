@@ -1,0 +1,1 @@
+"""ESM-2 in use: embeddings, effects of variants, masked residues."""
