@@ -111,7 +111,8 @@ def open_table(source: str) -> Table | None:
         return _hub(source.removeprefix(HUB))
     path = Path(source).expanduser()
     if path.is_dir():
-        files = sorted(path.rglob("*.parquet"))
+        everything = (file.relative_to(path) for file in path.rglob("*.parquet"))
+        files = sorted(path / file for file in everything if not f"/{file}".count("/."))  # hidden ones
         if not files:
             raise UserError(
                 f"{source}: a folder without Parquet files; --source takes a FASTA, or such a folder"

@@ -152,8 +152,9 @@ def describe_sharding(model: torch.nn.Module, processes: int) -> str:
         return "DDP: each process holds all parameters" if processes > 1 else "one process"
     name, parameter = max(sharded.items(), key=lambda item: item[1].numel())
     mesh = parameter.device_mesh
-    ways = dict(zip(mesh.mesh_dim_names, mesh.shape))
-    line = f"FSDP2: {len(sharded)} parameters sharded over {ways['dp_shard']} processes"
+    ways = dict(zip(mesh.mesh_dim_names or (), mesh.shape))  # accelerate's mesh, of one process, has no names
+    shards = ways.get("dp_shard", mesh.size())
+    line = f"FSDP2: {len(sharded)} parameters sharded over {shards} processes"
     if ways.get("tp", 1) > 1:
         line += f", their rows or columns over {ways['tp']} (tensor parallel)"
     if ways.get("dp_replicate", 1) > 1:

@@ -308,7 +308,7 @@ def test_a_second_group_is_made_and_scaled_by_its_name(aws, hyperpod, tmp_path):
         in again
     )
     wrong = hyperpod("scale", "--group", "gpu", "--count", "1", *ours, code=1).error
-    assert "--group gpu: cluster.yaml has workers, cpu" in wrong
+    assert "--group gpu: not in cluster.yaml, which has workers, cpu" in wrong
 
 
 def test_workspaces_for_metrics_come_and_go_with_one_option(aws, hyperpod, tmp_path, monkeypatch):

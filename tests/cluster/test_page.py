@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers.commands import ROOT, run
+from helpers.commands import ROOT, on_demand, run
 
 from esm2_hyperpod.cluster.config import User
 from esm2_hyperpod.cluster.stack import users_file
@@ -179,6 +179,7 @@ def borrowed_environment(tmp_path):
     return venv
 
 
+@on_demand
 def test_the_environment_is_made_proven_and_left_alone_when_nothing_changed(tmp_path):
     venv = borrowed_environment(tmp_path)
     first = create_environment(tmp_path)

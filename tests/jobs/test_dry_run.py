@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from helpers.commands import run
+from helpers.commands import on_demand, run
 from helpers.misuse import refusal, table
 
 from esm2_hyperpod.jobs import dry_run as dry_run_module
@@ -90,6 +90,7 @@ def test_a_checkpoint_that_will_not_fit_is_said(monkeypatch, capsys, tmp_path):
     assert "68.1 GB to come, 100 GB free\n" in capsys.readouterr().out
 
 
+@on_demand
 def test_plan_of_pretraining_imports_nothing_of_fine_tuning(synthetic, tmp_path):
     """bitsandbytes and peft take seconds and print lines of their own."""
     arguments = "--dataset_dir", synthetic / "processed" / "arrow", "--output_dir", tmp_path / "out"

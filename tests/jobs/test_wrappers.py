@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers.commands import ROOT
+from helpers.commands import ROOT, on_demand
 from helpers.stub_cluster import StubCluster, option
 
 from esm2_hyperpod.jobs.launch import exit_code
@@ -357,7 +357,9 @@ def start(cluster, wrapper, then, *arguments):
     )
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize(
+    "wrapper", [pytest.param(name, marks=[on_demand] if name.startswith("2") else []) for name in WRAPPERS]
+)
 def test_bash_starts_two_processes_which_sigterm_reaches_and_their_exit_code_comes_back(cluster, wrapper):
     process = start(cluster, wrapper, "wait", "--run_name", "a b")
     assert process.stdout.readline().startswith("node 0 of 1")

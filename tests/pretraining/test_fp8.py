@@ -33,6 +33,7 @@ def alone(tokenized, torchao, tmp_path_factory) -> Path:
     return output
 
 
+@on_demand
 def test_it_trains_nearly_alike_and_leaves_a_plain_model(tokenized, undisturbed, alone, torchao, tmp_path):
     assert metrics(alone) != metrics(undisturbed)
     assert_close(metrics(alone), metrics(undisturbed), 0.1)
@@ -46,7 +47,7 @@ def test_it_trains_nearly_alike_and_leaves_a_plain_model(tokenized, undisturbed,
 @pytest.mark.parametrize(
     "fsdp, flags",
     [
-        (False, ()),
+        pytest.param(False, (), marks=on_demand),
         pytest.param(True, (), marks=on_demand),
         pytest.param(True, ("--torch_compile", "true"), marks=on_demand),
     ],

@@ -57,7 +57,7 @@ def test_what_does_not_fit_or_cannot_be_written_is_read_where_it_is(source, disk
     (disk / f"esm2-{os.getuid()}").unlink()
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     found, line = local_copy(dataset, manifest, str(disk))
-    assert found == dataset and "GB do not fit there (1e-06 GB free); reading from" in line
+    assert found == dataset and "do not fit there (1 KB free); reading from" in line
     assert not list(disk.rglob("*.arrow"))
 
 

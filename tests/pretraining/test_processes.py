@@ -58,6 +58,7 @@ LAYOUTS = {
     "tensor and context parallel": (4, PACK_IN_FOUR, "over 2 processes, their rows or columns over 2"),
     "replicas of shards": (4, REPLICAS, "over 2 processes, in 2 replicas"),
     "tensor parallel": (2, HEADS_IN_TWO, "over 1 processes, their rows or columns over 2"),
+    "context parallel": (2, ("--cp_size", "2"), "over 2 processes; "),
     "all three": (8, (*PACK_IN_FOUR, *REPLICAS), "over 2 processes, their rows or columns over 2 (tensor"),
 }
 
@@ -65,7 +66,8 @@ LAYOUTS = {
 @pytest.mark.parametrize(
     "name, then",
     [
-        ("tensor and context parallel", "replicas of shards"),
+        ("tensor parallel", "context parallel"),
+        pytest.param("tensor and context parallel", "replicas of shards", marks=on_demand),
         pytest.param("replicas of shards", "tensor parallel", marks=on_demand),
         pytest.param("tensor parallel", "all three", marks=on_demand),
         pytest.param("all three", "tensor and context parallel", marks=on_demand),
@@ -224,6 +226,7 @@ def test_a_process_that_hangs_ends_the_run_and_a_slow_save_does_not(tokenized, t
     assert result.returncode > 128  # the wrappers start it again
 
 
+@on_demand
 def test_sigterm_saves(tokenized, undisturbed, tmp_path):
     process = start(tokenized, tmp_path, processes=1)
     wait_for_step(process, tmp_path, 2)
@@ -233,7 +236,8 @@ def test_sigterm_saves(tokenized, undisturbed, tmp_path):
     assert metrics(tmp_path) == metrics(undisturbed)
 
 
-@pytest.mark.parametrize("fsdp", [pytest.param(False, marks=on_demand), True])
+@on_demand
+@pytest.mark.parametrize("fsdp", [False, True])
 def test_compiled_layers_compute_the_same_and_are_compiled_once(tokenized, undisturbed, tmp_path, fsdp):
     log = launch(tokenized, tmp_path, "--torch_compile", fsdp=fsdp, TORCH_LOGS="recompiles,graph_breaks")
     assert_close(metrics(tmp_path), metrics(undisturbed))
