@@ -68,6 +68,9 @@ def unknown_words(words: list[str], known: Iterable[str]) -> str:
     flags = ["--" + word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
     if not flags:
         return f"unknown: {' '.join(words)} (a value follows its flag)"
+    elsewhere = set(flags) & set(known)
+    if elsewhere:
+        return f"{' '.join(sorted(elsewhere))}: of another command"
     meant = [near for flag in flags for near in difflib.get_close_matches(flag, known, n=1, cutoff=0.7)]
     return f"unknown: {' '.join(words)}" + (f" (did you mean {' '.join(meant)}?)" if meant else "")
 
