@@ -18,7 +18,7 @@ ROWS = [
     ("a command that is none", "plam", "command plam: not one of 'plan', 'create', 'status'"),
     ("a stray word", "plan now", "unknown: now (a value follows its flag)"),
     ("misspelt flag", "plan --confg x.yaml", "unknown: --confg x.yaml (did you mean --config?)"),
-    ("another command's flag", "plan --yes", "--yes: of another command; python cluster_setup/hyperpod.py --help"),
+    ("another command's flag", "plan --yes", "--yes: of another command; python cluster_setup"),
     ("a shortened flag", "create --dry", "unknown: --dry"),
     ("no number of nodes", "scale", "needed: --count; python cluster_setup/hyperpod.py scale --help"),
     ("a word for a number", "scale --count two", "--count two: not a number"),
