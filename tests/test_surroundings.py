@@ -51,11 +51,18 @@ def test_training_with_no_user_no_home_and_a_locale_of_c(made):
     assert result.returncode == 0 and (made[0] / "run" / "final_model").is_dir(), result.stderr
 
 
+def heed_signals() -> None:
+    """What runs in the background, or under nohup, is started deaf to Ctrl-C or a closed terminal."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def interrupted(number: signal.Signals, marker: Path | str, *words: object) -> subprocess.CompletedProcess:
     """A script and its children as a terminal has them, sent a signal once a file is there, or mapped."""
     command = [sys.executable, *map(str, words)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=ROOT, **pipes, start_new_session=True, preexec_fn=heed_signals
     ) as process:
         memory = Path(f"/proc/{process.pid}/maps")
         while process.poll() is None:

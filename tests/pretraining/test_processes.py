@@ -63,14 +63,15 @@ LAYOUTS = {
 }
 
 
+@on_demand
 @pytest.mark.parametrize(
     "name, then",
     [
         ("tensor parallel", "context parallel"),
-        pytest.param("tensor and context parallel", "replicas of shards", marks=on_demand),
-        pytest.param("replicas of shards", "tensor parallel", marks=on_demand),
-        pytest.param("tensor parallel", "all three", marks=on_demand),
-        pytest.param("all three", "tensor and context parallel", marks=on_demand),
+        ("tensor and context parallel", "replicas of shards"),
+        ("replicas of shards", "tensor parallel"),
+        ("tensor parallel", "all three"),
+        ("all three", "tensor and context parallel"),
     ],
 )
 def test_a_run_moves_from_one_layout_to_another(tokenized, undisturbed, tmp_path, name, then):
@@ -107,10 +108,12 @@ def test_context_parallel_without_shards_and_compiled(tokenized, undisturbed, tm
     assert_close(metrics(tmp_path / "compiled"), metrics(undisturbed))
 
 
-def start(dataset: Path, output: Path, processes: int = 2, fsdp: bool = False) -> subprocess.Popen:
+def start(
+    dataset: Path, output: Path, *flags: str, processes: int = 2, fsdp: bool = False
+) -> subprocess.Popen:
     """The same run as `launch`, in the background, as a process group of its own."""
     return subprocess.Popen(
-        wrapper(fsdp),
+        [*wrapper(fsdp), *flags],
         cwd=ROOT,
         env={**os.environ, "VENV": sys.prefix, **places(dataset, output, processes)},
         stdout=subprocess.DEVNULL,
@@ -168,7 +171,8 @@ def test_workers_end_with_their_launcher_and_have_saved(tokenized, undisturbed, 
 
 
 def test_stops_on_request_and_goes_on_with_other_processes(tokenized, undisturbed, tmp_path):
-    process = start(tokenized, tmp_path, fsdp=True)
+    """Each layer's weights on two processes, then on one."""
+    process = start(tokenized, tmp_path, *HEADS_IN_TWO, fsdp=True)
     wait_for_step(process, tmp_path, 2)
     (tmp_path / "stop").touch()
     assert process.wait(timeout=120) == 75
@@ -249,9 +253,9 @@ def test_compiled_layers_compute_the_same_and_are_compiled_once(tokenized, undis
     assert "view tensor" not in log.stderr
 
 
-def test_fsdp_starts_from_a_folder_and_reads_a_local_copy(tokenized, undisturbed, tmp_path):
+def test_fsdp_starts_from_a_folder_divides_packs_and_reads_a_local_copy(tokenized, undisturbed, tmp_path):
     start = "--model_name_or_path", str(undisturbed / "final_model"), "--local_disk", str(tmp_path)
-    still = "--learning_rate", "0", "--max_steps", "1"
+    still = "--learning_rate", "0", "--max_steps", "1", "--cp_size", "2"
     log = launch(tokenized, tmp_path / "run", *start, *still, fsdp=True).stdout
     assert log.count(f"a copy of {tokenized}") == 1 and len(list(tmp_path.glob("esm2-*/*/train"))) == 1
     *_, loss, _ = metrics(tmp_path / "run")[-1]
