@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import REAL_DATA, run
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may depend on a network
 # Tiny models gain nothing from threads, which lose much to each other where the machine is busy.
@@ -16,6 +17,9 @@ capability = os.environ.get("ATEN_CPU_CAPABILITY")
 if capability in ("default", "avx2"):
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor-{capability}")
+
+settings.register_profile("any machine", deadline=None)  # it may be busy
+settings.load_profile("any machine")
 
 # Each file is run by one worker from beginning to end. The longest begin first, so that both end together.
 LONGEST = "test_quickstart test_survival test_processes test_local_slurm test_moto test_command".split()

@@ -39,7 +39,11 @@ def undisturbed_by(tokenized, tmp_path_factory):
     return divided
 
 
-@pytest.mark.parametrize("processes, fsdp", [(2, False), pytest.param(4, False, marks=on_demand), (2, True)])
+# DDP on demand: runs that workers end, or that are killed, compare their losses, too.
+@pytest.mark.parametrize(
+    "processes, fsdp",
+    [pytest.param(2, False, marks=on_demand), pytest.param(4, False, marks=on_demand), (2, True)],
+)
 def test_losses_do_not_depend_on_how_the_work_is_divided(undisturbed, undisturbed_by, processes, fsdp):
     output, log = undisturbed_by(processes, fsdp)
     assert_close(metrics(output), metrics(undisturbed))
@@ -82,6 +86,7 @@ def test_a_run_moves_from_one_layout_to_another(tokenized, undisturbed, tmp_path
     assert_close(metrics(tmp_path), metrics(undisturbed))
 
 
+@on_demand
 def test_muon_is_the_same_whole_and_sharded(tokenized, undisturbed, tmp_path):
     train(tokenized, tmp_path / "one", "--optim", "muon")
     launch(tokenized, tmp_path / "fsdp", "--optim", "muon", fsdp=True)
