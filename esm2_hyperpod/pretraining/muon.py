@@ -46,6 +46,9 @@ class Muon(torch.optim.AdamW):
         super().__init__(divided, **adamw)
         self._dtype, self._momentum = dtype, momentum
 
+    def __setstate__(self, state):
+        torch.optim.Optimizer.__setstate__(self, state)  # AdamW's wants its own state of each parameter
+
     @torch.no_grad()
     def step(self, closure=None):
         """One step. `closure` is not supported."""
