@@ -109,4 +109,5 @@ printf 'would run    '
 printf ' %q' "${command[@]}"
 echo
 [ "$rank" != 0 ] || exec "$python" -m esm2_hyperpod.jobs.dry_run --nodes "$nodes" --processes "$processes" \
+  --launcher "${launcher[0]}" \
   --instance "$(instance_type)" "$script" "$@"

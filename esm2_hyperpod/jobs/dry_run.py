@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--processes", type=int, required=True, help="on each node")
     parser.add_argument("--instance", default="", help="the nodes' type, such as g5.24xlarge")
+    parser.add_argument("--launcher", default="torchrun", choices=["torchrun", "accelerate"])
     parser.add_argument("script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     asked = parser.parse_args()
@@ -55,7 +56,7 @@ def main() -> int:
 
 def check_pretraining(world: int, asked: argparse.Namespace) -> list[str]:
     """Check what `train.py` would be given on `world` processes of `asked.nodes`; returns the problems."""
-    args = planned(PretrainingArguments, world)
+    args = planned(PretrainingArguments, world, asked.launcher == "accelerate")
     dataset_dir = Path(args.dataset_dir)
     try:
         manifest = read_manifest(dataset_dir, made_by="python 1.tokenize_uniref_csv.py", holds="token_counts")
@@ -69,7 +70,10 @@ def check_pretraining(world: int, asked: argparse.Namespace) -> list[str]:
     except UserError as error:
         return [str(error)]
     micro_batches = f"{args.tokens_per_device:,} x {args.gradient_accumulation_steps} accumulated"
-    say("global batch", f"{args.global_batch_tokens:,} tokens = {world} process(es) x {micro_batches}")
+    say(
+        "global batch",
+        f"{args.global_batch_tokens:,} tokens = {args.data_ranks} process(es) x {micro_batches}",
+    )
     say("steps", f"{args.last_step:,}")
     if args.model_name_or_path is None and args.model_size in SIZES:
         say_checkpoints(SIZES[args.model_size], args.save_total_limit, Path(args.output_dir))
@@ -141,9 +145,10 @@ def check_output(args: RunArguments, options: dict, last_step: int | None = None
     return []
 
 
-def planned(arguments: type[RunArguments], world: int) -> RunArguments:
+def planned(arguments: type[RunArguments], world: int, is_fsdp: bool = False) -> RunArguments:
     """The script's own arguments, from `sys.argv`, as they would be among `world` processes."""
-    return parse(dataclass(type(arguments.__name__, (arguments,), {"world_size": world})))
+    there = {"world_size": world, "launched_with": lambda _: (world, is_fsdp)}
+    return parse(dataclass(type(arguments.__name__, (arguments,), there)))
 
 
 def say(what: str, text: str) -> None:

@@ -228,9 +228,16 @@ class PretrainingArguments(RunArguments):
         if self._default_warmup:
             self.warmup_steps = 0
 
-    def _settle_parallel(self) -> None:
-        world = int(os.environ.get("WORLD_SIZE", "1"))
+    def launched_with(self) -> tuple[int, bool]:
+        """The number of processes, and whether FSDP2 divides the model, as the launcher says.
+
+        `world_size` is not known yet where flags are checked.
+        """
         is_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        return int(os.environ.get("WORLD_SIZE", "1")), is_fsdp
+
+    def _settle_parallel(self) -> None:
+        world, is_fsdp = self.launched_with()
         sizes = {name: getattr(self, name) for name in ("tp_size", "cp_size")}
         if self.dp_replicate_size != "auto":
             sizes["dp_replicate_size"] = (

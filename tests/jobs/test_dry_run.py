@@ -44,13 +44,15 @@ def dry_run(fsx: Path, wrapper: str, *arguments: object, processes: int = 2, **e
 def test_plan_of_pretraining(synthetic, tmp_path_factory, tmp_path):
     instance = tmp_path_factory.mktemp("node") / "instance_type"
     instance.write_text("g5.12xlarge\n")
-    flags = "--output_dir", tmp_path / "a b", "--max_steps", 30
+    flags = "--output_dir", tmp_path / "a b", "--max_steps", 30, "--tp_size", 2
     result = dry_run(synthetic, "3.train_fsdp.sh", *flags, processes=4, INSTANCE_TYPE_FILE=str(instance))
     assert result.returncode == 0, result.stderr
     assert "esm2_hyperpod.jobs.launch accelerate " in result.stdout
-    assert rf"--output_dir {tmp_path}/a\ b --max_steps 30" in result.stdout  # can be pasted into a shell
+    assert (
+        rf"--output_dir {tmp_path}/a\ b --max_steps 30 --tp_size 2" in result.stdout
+    )  # can be pasted into a shell
     assert "1 node(s) x 4 = 4" in result.stdout
-    assert "2,097,152 tokens = 4 process(es) x 16,384 x 32 accumulated" in result.stdout
+    assert "2,097,152 tokens = 2 process(es) x 16,384 x 64 accumulated" in result.stdout
     assert "starts from the beginning" in result.stdout
     assert "checkpoints   90.1 MB each, 0 s at 293 MB/s, 3 kept: 361 MB to come, " in result.stdout
     machine = find_machine("g5.12xlarge", 1)
