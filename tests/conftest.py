@@ -36,6 +36,13 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if isinstance(val, bytes) else None
 
 
+@pytest.fixture(autouse=True)
+def _own_tensorboard():
+    """The folder for TensorBoard, which train.py's flags put into the environment, is no other test's."""
+    yield
+    os.environ.pop("TENSORBOARD_LOGGING_DIR", None)
+
+
 @pytest.fixture
 def real_data() -> Path:
     """The folder of real sequences and labels; the test is skipped where it is absent."""

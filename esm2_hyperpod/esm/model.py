@@ -11,10 +11,9 @@ from transformers import AutoConfig, EsmConfig, EsmForMaskedLM
 from esm2_hyperpod.alphabet import MASK, PAD, TOKENS, build_tokenizer
 from esm2_hyperpod.artifacts import whole_folder
 from esm2_hyperpod.errors import UserError, first_sentence
-from esm2_hyperpod.sizes import SIZES, Size, published_name, size_in
+from esm2_hyperpod.sizes import SHAPE, SIZES, Size, published_name, size_in
 
 FINAL_MODEL = "final_model"
-_SHAPE = "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"
 
 
 def build_config(model_size: str, config_name: str | None = None, **shape: int | None) -> EsmConfig:
@@ -29,12 +28,12 @@ def build_config(model_size: str, config_name: str | None = None, **shape: int |
     shape = {name: value for name, value in shape.items() if value is not None}
     if config_name:
         config = read_config(config_name, "--config_name")
-        shape = {name: getattr(config, name) for name in _SHAPE} | shape
+        shape = {name: getattr(config, name) for name in SHAPE} | shape
     else:
         if model_size not in SIZES:
             raise UserError(f"--model_size {model_size}: not one of {', '.join(SIZES)}")
         size = SIZES[model_size]
-        shape = dict(zip(_SHAPE, (size.layers, size.width, size.heads))) | shape
+        shape = dict(zip(SHAPE, (size.layers, size.width, size.heads))) | shape
         shape = {"intermediate_size": 4 * shape["hidden_size"]} | shape
         config = EsmConfig(
             vocab_size=len(TOKENS),

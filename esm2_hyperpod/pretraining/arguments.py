@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.pretraining.masking import REPLACEMENTS
 from esm2_hyperpod.pretraining.schedule import SCHEDULES
-from esm2_hyperpod.sizes import size_name
+from esm2_hyperpod.sizes import SHAPE, size_name
 from esm2_hyperpod.training.arguments import RunArguments, option
 
 ESM2_WARMUP_STEPS = 2_000
@@ -272,8 +272,7 @@ class PretrainingArguments(RunArguments):
     @property
     def shape(self) -> dict[str, int | None]:
         """The numbers in which the model is to differ from its size."""
-        names = "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in SHAPE}
 
     @property
     def parts(self) -> int:

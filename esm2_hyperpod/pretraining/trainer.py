@@ -192,7 +192,7 @@ class PretrainingTrainer(ResumableTrainer):
 
     def create_optimizer(self, model=None):
         """Trainer's. A model without memory is sharded first; a checkpoint or its weights then fill it."""
-        if self._shards is not None:
+        if self._shards is not None and self.optimizer is None:
             shard(self.accelerator, self.model, self._shards, fill_in=not self.first_step)
             self._shards.weights = ()  # drawn; what they were drawn from may go
         if self.args.muon:

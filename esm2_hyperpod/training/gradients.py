@@ -1,6 +1,7 @@
 """The norm of a model's gradients, the same digits however they lie on the processes."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -19,9 +20,10 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], largest_norm: float
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     own = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-    copies = torch.tensor([_copies(gradient) for gradient in gradients], dtype=torch.float64)
-    squares = torch.stack(torch._foreach_norm(own, 2, dtype=torch.float64)).square()
-    total = (squares / copies.to(squares.device, non_blocking=True)).sum()
+    by_copies = defaultdict(list)  # nothing is sent to the device, which would wait for it
+    for gradient, norm in zip(gradients, torch._foreach_norm(own, 2, dtype=torch.float64)):
+        by_copies[_copies(gradient)].append(norm)
+    total = sum(torch.stack(norms).square().sum() / copies for copies, norms in by_copies.items())
     if any(isinstance(gradient, DTensor) for gradient in gradients):
         dist.all_reduce(total)
     norm = total.sqrt().float()

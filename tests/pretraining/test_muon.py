@@ -1,5 +1,7 @@
 """Muon against torch's own; on several processes: test_processes."""
 
+import copy
+
 import pytest
 import torch
 
@@ -49,6 +51,33 @@ def test_many_are_made_orthogonal_as_one_is():
     assert singular.min() > 0.6 and singular.max() < 1.3
     torch.testing.assert_close(made[3], orthogonalize(matrices[3:4], torch.float32)[0])
     torch.testing.assert_close(made.mT, orthogonalize(matrices.mT, torch.float32))
+
+
+def test_a_saved_state_continues():
+    torch.manual_seed(0)
+    start = torch.randn(8, 4), torch.randn(8)
+    gradients = [[torch.randn_like(value) for value in start] for _ in range(2)]
+
+    def stepped(parameters, optimizer, by):
+        for parameter, gradient in zip(parameters, by):
+            parameter.grad = gradient.clone()
+        optimizer.step()
+
+    def made():
+        parameters = [torch.nn.Parameter(value.clone()) for value in start]
+        return parameters, Muon([{"params": parameters}], parameters[:1], torch.float32, lr=0.1)
+
+    whole, by_whole = made()
+    stepped(whole, by_whole, gradients[0])
+    saved = copy.deepcopy(by_whole.state_dict())
+    resumed, by_resumed = made()
+    with torch.no_grad():
+        for parameter, value in zip(resumed, whole):
+            parameter.copy_(value)
+    by_resumed.load_state_dict(saved)
+    for parameters, optimizer in ((whole, by_whole), (resumed, by_resumed)):
+        stepped(parameters, optimizer, gradients[1])
+    assert all(torch.equal(one, other) for one, other in zip(whole, resumed))
 
 
 def test_divided_rows_are_refused(monkeypatch):
