@@ -1,12 +1,13 @@
 """A pretraining of eight steps, alone or through its wrapper, and what it logged."""
 
+import functools
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from helpers.commands import run
+from helpers.commands import ROOT, run, run_ranks
 
 SMALL = (
     "--model_size tiny --max_steps 8 --tokens_per_device 512 --global_batch_tokens 2048 --max_seq_length 256 "
@@ -26,6 +27,27 @@ def launch(
 ):
     """Pretrain through the wrapper a user runs."""
     return run(*wrapper(fsdp), *flags, **places(dataset, output, processes), **environment)
+
+
+def divide(
+    dataset: Path, output: Path, *flags: object, processes: int = 2, fsdp: bool = False, **environment: str
+):
+    """Pretrain on several processes as the wrapper's launcher starts them, at less cost."""
+    folders = "--dataset_dir", dataset, "--output_dir", output
+    environment = {**CPU, **(fsdp_environment() if fsdp else {}), **environment}
+    return run_ranks("train.py", *folders, *SMALL, *flags, processes=processes, **environment)
+
+
+@functools.cache
+def fsdp_environment() -> dict[str, str]:
+    """The variables in which accelerate tells its workers what is in accelerate_fsdp.yaml."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    words = f"--config_file {ROOT}/accelerate_fsdp.yaml --num_processes 2 --num_machines 1 train.py".split()
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    environment = prepare_multi_gpu_env(arguments)
+    return {name: value for name, value in environment.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
 
 
 def wrapper(fsdp: bool) -> list[str]:

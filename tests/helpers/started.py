@@ -4,7 +4,8 @@
 
 The imports of a training script take longer than the few steps of a test. A run is a process of its own, with
 arguments, environment, output and exit code of its own, and begins with the script's first line.
-Reads one JSON object a line: `arguments`, `environment`, `umask`, and the files for `stdout` and `stderr`.
+Reads one JSON object a line: `arguments`, `environment`, `umask`, the files for `stdout` and `stderr`, and
+Python to be run `before` the script, of a test that puts something of its own in the place of ours.
 Answers with two lines: the process id, and when it has ended its exit code, negative for a signal.
 """
 
@@ -41,6 +42,7 @@ def main() -> None:
     os.environ.clear()
     os.environ.update(wanted["environment"])
     sys.argv = [script, *wanted["arguments"]]
+    exec(wanted["before"], {})
     runpy.run_path(script, run_name="__main__")
 
 

@@ -4,13 +4,12 @@ import gzip
 import json
 import re
 import shutil
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.commands import ROOT, on_demand, run
+from helpers.commands import ROOT, on_demand, run, run_ranks
 from helpers.inference import PROTEINS, call, script
 from helpers.kill_at_random import killed_runs
 from helpers.localization_example import CPU, LORA, save, settings_of, write_fasta
@@ -214,13 +213,11 @@ def test_killed_at_any_instant_it_ends_with_the_same_bytes(base, tmp_path):
     assert sum(other["killed"] for other in others) > 5
 
 
-@on_demand
 def test_two_processes_write_the_bytes_of_one(base, tmp_path):
     write_fasta(tmp_path / "a.fasta", 1500)
     words = ["--model_name_or_path", base, "--fasta", tmp_path / "a.fasta", "--max_length", 60]
     words += ["--include", "mean", "cls", "residues", "--output_dir"]
     run("embed.py", *words, tmp_path / "one")
-    torchrun = "-m torch.distributed.run --standalone --nproc_per_node 2".split()
-    run(sys.executable, *torchrun, "embed.py", *words, tmp_path / "two")
+    run_ranks("embed.py", *words, tmp_path / "two")
     one, two = ((tmp_path / name / "embeddings.parquet").read_bytes() for name in ("one", "two"))
     assert one == two

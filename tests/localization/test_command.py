@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.commands import ROOT, on_demand, run
+from helpers.commands import ROOT, on_demand, run, run_ranks
 from helpers.localization_example import COUNTS, FAVOURITES, skip_if_torch_cannot, write_fasta, write_labelled
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -202,9 +202,8 @@ def test_peft_loads_the_adapter_without_us_and_the_merged_model_needs_no_peft(fi
 
 
 def test_two_processes_give_what_one_gives(example, finished, tmp_path):
-    words = ["-m", "esm2_hyperpod.jobs.launch", "torchrun", "--standalone", "--nproc_per_node", "2"]
     more = ["--predict_file", example / "new.fasta", "--explain", 1]
-    result = run(sys.executable, *words, *command(example, tmp_path / "two", *more))
+    result = run_ranks(*command(example, tmp_path / "two", *more))
     assert "kernels-community" not in result.stderr  # see imports.without_kernels_warning
     one, two = losses(finished[0]), losses(tmp_path / "two")
     assert [line["step"] for line in one] == [line["step"] for line in two]

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from helpers.commands import ROOT, on_demand, run
-from helpers.pretraining import CPU, SMALL, assert_close, metrics, train
+from helpers.pretraining import CPU, assert_close, metrics, train
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
@@ -105,9 +105,6 @@ def test_activation_checkpointing_computes_the_same(tokenized, undisturbed, tmp_
 
 
 POISONED = """
-import runpy, sys
-from esm2_hyperpod.imports import without_peft
-without_peft()
 from esm2_hyperpod.pretraining.trainer import PretrainingTrainer
 
 plain = PretrainingTrainer.training_step
@@ -119,15 +116,12 @@ def poisoned(self, model, *rest):
     return loss
 
 PretrainingTrainer.training_step = poisoned
-sys.argv = ["train.py", *sys.argv[1:]]
-runpy.run_path("train.py", run_name="__main__")
 """
 
 
 def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(tokenized, undisturbed, tmp_path):
     """The loss of step 6 is finite, its update is not, and step 6 is a step to save after."""
-    places = "--dataset_dir", tokenized, "--output_dir", tmp_path
-    result = run(sys.executable, "-c", POISONED, *places, *SMALL, check=False, **CPU)
+    result = train(tokenized, tmp_path, check=False, before=POISONED)
     assert result.returncode == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("train.py: error")]
     assert "the gradient norm of step 6 is nan; the last checkpoint is from before it" in line

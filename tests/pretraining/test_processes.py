@@ -16,6 +16,7 @@ from helpers.pretraining import (
     CPU,
     SMALL,
     assert_close,
+    divide,
     fsdp_launcher,
     launch,
     metrics,
@@ -81,15 +82,14 @@ LAYOUTS = {
 def test_a_run_moves_from_one_layout_to_another(tokenized, undisturbed, tmp_path, name, then):
     for layout, stop in ((name, ("--stop_after_steps", "4")), (then, ())):
         processes, flags, says = LAYOUTS[layout]
-        log = launch(tokenized, tmp_path, *flags, *stop, processes=processes, fsdp=True).stdout
+        log = divide(tokenized, tmp_path, *flags, *stop, processes=processes, fsdp=True).stdout
         assert says in log
     assert_close(metrics(tmp_path), metrics(undisturbed))
 
 
-@on_demand
 def test_muon_is_the_same_whole_and_sharded(tokenized, undisturbed, tmp_path):
     train(tokenized, tmp_path / "one", "--optim", "muon")
-    launch(tokenized, tmp_path / "fsdp", "--optim", "muon", fsdp=True)
+    divide(tokenized, tmp_path / "fsdp", "--optim", "muon", fsdp=True)
     assert_close(metrics(tmp_path / "fsdp"), metrics(tmp_path / "one"))
     assert metrics(tmp_path / "one") != metrics(undisturbed)
 
@@ -97,19 +97,19 @@ def test_muon_is_the_same_whole_and_sharded(tokenized, undisturbed, tmp_path):
 @on_demand
 def test_muon_under_ddp_and_moved_to_replicas(tokenized, tmp_path):
     train(tokenized, tmp_path / "one", "--optim", "muon")
-    launch(tokenized, tmp_path / "ddp", "--optim", "muon")
-    launch(tokenized, tmp_path / "moved", "--optim", "muon", "--stop_after_steps", "4", fsdp=True)
-    launch(tokenized, tmp_path / "moved", "--optim", "muon", *REPLICAS, processes=4, fsdp=True)
+    divide(tokenized, tmp_path / "ddp", "--optim", "muon")
+    divide(tokenized, tmp_path / "moved", "--optim", "muon", "--stop_after_steps", "4", fsdp=True)
+    divide(tokenized, tmp_path / "moved", "--optim", "muon", *REPLICAS, processes=4, fsdp=True)
     for name in ("ddp", "moved"):
         assert_close(metrics(tmp_path / name), metrics(tmp_path / "one"))
 
 
 @on_demand
 def test_context_parallel_without_shards_and_compiled(tokenized, undisturbed, tmp_path):
-    launch(tokenized, tmp_path / "ddp", "--cp_size", "2")
+    divide(tokenized, tmp_path / "ddp", "--cp_size", "2")
     assert_close(metrics(tmp_path / "ddp"), metrics(undisturbed))
     flags = *PACK_IN_FOUR, "--torch_compile", "--activation_checkpointing"
-    launch(tokenized, tmp_path / "compiled", *flags, processes=4, fsdp=True)
+    divide(tokenized, tmp_path / "compiled", *flags, processes=4, fsdp=True)
     assert_close(metrics(tmp_path / "compiled"), metrics(undisturbed))
 
 
@@ -149,7 +149,7 @@ def test_killed_and_started_again_repeats_every_digit(tokenized, undisturbed_by,
     process = start(tokenized, tmp_path, fsdp=fsdp)
     wait_for_step(process, tmp_path, 4)
     kill_all(process)
-    log = launch(tokenized, tmp_path, fsdp=fsdp).stdout
+    log = divide(tokenized, tmp_path, fsdp=fsdp).stdout
     assert "resuming from" in log
     whole, _ = undisturbed_by(2, fsdp)
     assert metrics(tmp_path) == metrics(whole)
@@ -183,7 +183,7 @@ def test_stops_on_request_and_goes_on_with_other_processes(tokenized, undisturbe
     assert process.wait(timeout=120) == 75
     assert not (tmp_path / "stop").exists() and not (tmp_path / "final_model").exists()
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "to be continued"
-    launch(tokenized, tmp_path, processes=1, fsdp=True)
+    divide(tokenized, tmp_path, processes=1, fsdp=True)
     assert_close(metrics(tmp_path), metrics(undisturbed))
 
 
@@ -261,7 +261,7 @@ def test_compiled_layers_compute_the_same_and_are_compiled_once(tokenized, undis
 def test_fsdp_starts_from_a_folder_divides_packs_and_reads_a_local_copy(tokenized, undisturbed, tmp_path):
     start = "--model_name_or_path", str(undisturbed / "final_model"), "--local_disk", str(tmp_path)
     still = "--learning_rate", "0", "--max_steps", "1", "--cp_size", "2"
-    log = launch(tokenized, tmp_path / "run", *start, *still, fsdp=True).stdout
+    log = divide(tokenized, tmp_path / "run", *start, *still, fsdp=True).stdout
     assert log.count(f"a copy of {tokenized}") == 1 and len(list(tmp_path.glob("esm2-*/*/train"))) == 1
     *_, loss, _ = metrics(tmp_path / "run")[-1]
     assert loss == pytest.approx(metrics(undisturbed)[-1][-2], abs=1e-5)
@@ -269,7 +269,7 @@ def test_fsdp_starts_from_a_folder_divides_packs_and_reads_a_local_copy(tokenize
 
 def test_bf16_is_near_fp32_and_the_same_under_ddp_and_fsdp(tokenized, undisturbed, tmp_path):
     for name, fsdp in (("ddp", False), ("fsdp", True)):
-        launch(tokenized, tmp_path / name, "--precision", "bf16", fsdp=fsdp)
+        divide(tokenized, tmp_path / name, "--precision", "bf16", fsdp=fsdp)
     assert metrics(tmp_path / "ddp") != metrics(undisturbed)
     assert_close(metrics(tmp_path / "ddp"), metrics(undisturbed), 2e-2)
     assert_close(metrics(tmp_path / "ddp"), metrics(tmp_path / "fsdp"), 1e-5)

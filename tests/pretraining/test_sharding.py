@@ -5,23 +5,20 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from helpers.commands import ROOT, on_demand, run
-from helpers.pretraining import CPU, SMALL, fsdp_launcher
+from helpers.commands import on_demand
+from helpers.pretraining import divide
 
 from esm2_hyperpod.pretraining.sharding import starts_lean
 
 MEASURED = """
-import gc, json, os, runpy, sys
-sys.path.insert(0, ".")
+import gc, json, os, sys
 sys.path.insert(0, "tests")
-from esm2_hyperpod.imports import without_peft
-without_peft()
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from helpers.memory import LiveBytes
 from esm2_hyperpod.pretraining import sharding, trainer
 from esm2_hyperpod.pretraining.trainer import PretrainingTrainer
 
-sharding.KEEP_WHOLE_BYTES = float(sys.argv.pop(1))
+sharding.KEEP_WHOLE_BYTES = float(os.environ["KEEP"])
 trainer.choose_replicas_and_checkpointing = lambda *_: (1, True)  # as on a GPU that is too small
 live = LiveBytes()
 build, create_optimizer = trainer.build_model, PretrainingTrainer.create_optimizer
@@ -60,18 +57,12 @@ def measured(self, model, *rest):
     return loss
 
 PretrainingTrainer.training_step = measured
-sys.argv = ["train.py", *sys.argv[1:]]
-runpy.run_path("train.py", run_name="__main__")
 """
 
 
 @pytest.mark.parametrize("keep", [pytest.param("1e9", marks=on_demand), "0"])
 def test_unsharded_gradients_are_kept_only_where_they_are_small(tokenized, tmp_path, keep):
-    script = tmp_path / "measured.py"
-    script.write_text(MEASURED)
-    places = "--dataset_dir", tokenized, "--output_dir", tmp_path / "run"
-    flags = *SMALL, "--max_steps", 1
-    result = run(*fsdp_launcher(2), script, keep, *places, *flags, **CPU, PYTHONPATH=str(ROOT))
+    result = divide(tokenized, tmp_path, "--max_steps", 1, fsdp=True, before=MEASURED, KEEP=keep)
     measured = [json.loads(line) for line in re.findall(r"MEASURED (\[.*?\])", result.stdout)]
     assert [last for last, _, _ in measured] == [False, True]
     (_, whole, shards), (_, whole_after, shards_after) = measured
