@@ -87,7 +87,7 @@ def main() -> None:
             print(f"picture: {plot_partitions(folder)}")
 
 
-def parse_arguments() -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     parser = step_parser(__doc__.split("\n\n")[0], output="csv")
     parser.add_argument(
         "--source",
@@ -111,11 +111,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--keep_fasta", action="store_true", help="keep the downloaded file in the output folder"
     )
-    arguments = parser.parse_args()
+    return parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    flags = parser()
+    arguments = flags.parse_args()
     if arguments.num_partitions is None and arguments.max_records_per_partition is None:
         arguments.num_partitions = 50
     if (arguments.num_partitions or 0) > MAX_PARTITIONS:
-        parser.error(f"--num_partitions: at most {MAX_PARTITIONS}")
+        flags.error(f"--num_partitions: at most {MAX_PARTITIONS}")
     if arguments.source == sources.SYNTHETIC and arguments.max_records is None:
         arguments.max_records = SYNTHETIC_RECORDS
     return arguments
@@ -144,7 +149,11 @@ def report_finished(arguments: argparse.Namespace) -> None:
     start_over = command(arguments, "--overwrite")
     manifest = read_manifest(folder, start_over, holds="files")
     check_same_options(
-        folder, manifest["options"], options_of(arguments), f"{start_over} (and this run's flags)"
+        folder,
+        manifest["options"],
+        options_of(arguments),
+        f"{start_over} (and this run's flags)",
+        defaults=vars(parser().parse_args([])),
     )
     print(
         f"{folder}: already made, {manifest['records']:,} records in {len(manifest['files'])} partitions"

@@ -54,7 +54,7 @@ BYTES_WORTH_A_PROCESS = 8 << 20  # less is done before another process has start
 def main() -> None:
     if not (fsx_dir() / "csv" / MANIFEST).is_file():
         say_what_for(__doc__, f"{fsx_dir()}/csv holds nothing of step 0, and no --input_dir is given")
-    arguments = parse_arguments()
+    arguments = parser().parse_args()
     if arguments.input_dir.is_file():
         raise UserError(
             f"{arguments.input_dir}: a file; --input_dir takes a folder that step 0 makes, of a FASTA with: "
@@ -82,7 +82,7 @@ def main() -> None:
             print(f"picture: {plot_dataset(arguments.output_dir)}")
 
 
-def parse_arguments() -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     parser = step_parser(__doc__.split("\n\n")[0], output="processed/arrow")
     parser.add_argument("--input_dir", type=a_path, default=fsx_dir() / "csv", help="default: %(default)s")
     sizes = "records (500) or a fraction of them (0.05); default: "
@@ -116,7 +116,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--num_proc", type=positive, default=len(os.sched_getaffinity(0)), help="default: all cores"
     )
-    return parser.parse_args()
+    return parser
 
 
 def tokens(text: str) -> int:
@@ -154,9 +154,17 @@ def report_finished(arguments: argparse.Namespace, source: dict) -> None:
     start_over = command(arguments, "--overwrite")
     manifest = read_manifest(folder, start_over, holds="splits")
     asked = options_of(arguments, source)
-    check_same_options(folder, manifest["options"], asked, f"{start_over} (and this run's flags)")
+    defaults = vars(parser().parse_args([]))
+    if gaps_in(manifest):
+        defaults["gaps"] = "keep"  # they were tokens before there was a choice
+    check_same_options(folder, manifest["options"], asked, f"{start_over} (and this run's flags)", defaults)
     shutil.rmtree(folder / NOTES, ignore_errors=True)
     print(f"{folder}: already made, {counts(manifest)}{mark(manifest['synthetic'])}")
+
+
+def gaps_in(manifest: dict) -> int:
+    """Gaps that became tokens."""
+    return sum(split[gap] for split in manifest["token_counts"].values() for gap in "-.")
 
 
 def counts(manifest: dict) -> str:

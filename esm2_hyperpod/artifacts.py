@@ -128,13 +128,17 @@ def read_manifest(folder: Path, made_by: str, holds: str | None = None) -> dict[
 
 
 def check_same_options(
-    folder: Path, recorded: dict[str, Any], asked: dict[str, Any], start_over: str
+    folder: Path, recorded: dict[str, Any], asked: dict[str, Any], start_over: str, defaults: dict[str, Any]
 ) -> None:
-    """Refuse, in one line with both values, to mix this run's options with those `folder` was made with."""
+    """Refuse, in one line with both values, to mix this run's options with those `folder` was made with.
+
+    An option that is not recorded is younger than the folder, and has the value of `defaults`.
+    """
     for name, value in asked.items():
-        if recorded.get(name) != value:
+        before = recorded.get(name, defaults.get(name))
+        if before != value:
             raise UserError(
-                f"{folder}: was made with {name}={recorded.get(name)!r}, this run asks for {value!r}; "
+                f"{folder}: was made with {name}={before!r}, this run asks for {value!r}; "
                 f"use another folder, or start over with: {start_over}"
             )
 

@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from esm2_hyperpod.artifacts import check_same_options, only_writer, remove_temporaries
 from esm2_hyperpod.errors import UserError
-from esm2_hyperpod.proteins.records import Record, read_records
+from esm2_hyperpod.proteins.records import Record, read_records, refuse_nucleotides
 from esm2_hyperpod.streaming.batches import BATCH_TOKENS
 from esm2_hyperpod.streaming.resumable import ResumableFile
 from esm2_hyperpod.training.script import leave
@@ -43,6 +43,9 @@ class Parser(argparse.ArgumentParser):
             choices=("fp32", "bf16"),
             default="fp32",
             help="bf16 is several times as fast on a GPU, and differs in the third digit; default: fp32",
+        )
+        self.add_argument(
+            "--allow_nucleotides", action="store_true", help="take DNA and RNA, which are refused otherwise"
         )
 
     def add_proteins(self) -> None:
@@ -117,12 +120,23 @@ def on_all_ranks(args: argparse.Namespace, work: Callable[[Session], int | None]
 
 
 def records_of(args: argparse.Namespace) -> Iterator[Record]:
-    """The proteins of --fasta or --sequence, one at a time. Raises `UserError` if there is no such file."""
-    if args.fasta is None:
-        return iter([Record("sequence", args.sequence, 1)])
-    if not args.fasta.is_file():
+    """The proteins of --fasta or --sequence, one at a time.
+
+    Raises `UserError` if there is no such file, or it holds DNA or RNA and --allow_nucleotides is not given.
+    """
+    if args.fasta is not None and not args.fasta.is_file():
         raise UserError(f"--fasta {args.fasta}: no such file; give the proteins as FASTA (.gz too)")
-    return read_records(args.fasta)
+
+    def records() -> Iterator[Record]:
+        return (
+            iter([Record("sequence", args.sequence, 1)]) if args.fasta is None else read_records(args.fasta)
+        )
+
+    if not args.allow_nucleotides:
+        source = "--sequence" if args.fasta is None else f"--fasta {args.fasta}"
+        anyway = ", or take them as they are with --allow_nucleotides"
+        refuse_nucleotides((record.sequence for record in records()), source, anyway)
+    return records()
 
 
 def is_done(file: ResumableFile) -> bool:
@@ -131,7 +145,7 @@ def is_done(file: ResumableFile) -> bool:
         return True
     if file.output.is_file() and file.facts.is_file():
         recorded, folder = json.loads(file.facts.read_text(encoding="utf-8")), file.output.parent
-        check_same_options(folder, recorded, file.made_of, start_over=f"rm -r {folder}")
+        check_same_options(folder, recorded, file.made_of, f"rm -r {folder}", defaults={})
     return False
 
 

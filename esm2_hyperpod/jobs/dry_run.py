@@ -132,7 +132,7 @@ def check_output(args: RunArguments, options: dict, last_step: int | None = None
     """Say where the run would start; returns why its output folder would be refused."""
     output_dir = Path(args.output_dir)
     try:
-        earlier = earlier_run(output_dir, options)
+        earlier = earlier_run(args, options)
     except UserError as error:
         return [str(error)]
     if earlier is not None and is_finished(earlier, last_step):

@@ -56,12 +56,12 @@ def residues_of(sequence: str) -> str:
     return "".join(sequence.split()).replace("-", "").replace(".", "").upper().rstrip("*")
 
 
-def refuse_nucleotides(sequences: Iterable[str], source: str) -> None:
-    """Raise `UserError` if sequences are DNA or RNA by mistake."""
+def refuse_nucleotides(sequences: Iterable[str], source: str, otherwise: str = "") -> None:
+    """Raise `UserError` if sequences are DNA or RNA by mistake; `otherwise` ends the line."""
     if are_nucleotides(sequence.encode() for sequence in sequences):
         raise UserError(
             f"{source}: DNA or RNA, not proteins: nearly all of the letters are A, C, G, T, U or N; "
-            "translate the sequences first"
+            f"translate the sequences first{otherwise}"
         )
 
 

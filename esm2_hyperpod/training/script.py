@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,20 @@ def run_on_all_ranks(args: RunArguments, wrapper: str, work: Callable[[], int | 
     return exit_code
 
 
-def earlier_run(output_dir: Path, options: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of the run that `output_dir` holds, or None. Raises `UserError` if its options differ."""
+def earlier_run(args: RunArguments, options: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of the run that `--output_dir` holds, or None. Raises `UserError` if its options differ."""
+    output_dir = Path(args.output_dir)
     run = read_run(output_dir)
     if run is not None:
-        check_same_options(output_dir, run["options"], options, start_over=f"rm -r {output_dir}")
+        defaults = {field.name: field.default for field in fields(args)}
+        check_same_options(output_dir, run["options"], options, f"rm -r {output_dir}", defaults)
     return run
 
 
 def is_done(args: RunArguments, options: dict[str, Any], results: str, last_step: int | None = None) -> bool:
     """Whether nothing is left to do; rank 0 says so and names the `results`. Raises as `earlier_run` does."""
     output_dir = Path(args.output_dir)
-    run = earlier_run(output_dir, options)
+    run = earlier_run(args, options)
     if run is None or not is_finished(run, last_step):
         return False
     if args.process_index == 0:

@@ -21,6 +21,7 @@ FILES = {
     "not.fasta": "MKVA\n",
     "digits.fasta": ">a\nMKVA\n>b\nMK7A\n",
     "hollow.fasta": ">a\nMKVA\n>b\n",
+    "dna.fasta": ">a\n" + "ATGAAAGTTGCTNN" * 5 + "\n",
     "good.csv": "mutant\nM1A\n",
     "ids.csv": "id,mutant\na,M1A\nc,M1A\n",
     "other.csv": "variant,score\nM1A,3\n",
@@ -48,6 +49,9 @@ REFUSALS = {
     "no FASTA": (f"{EMBED} --fasta not.fasta", "not.fasta:1: not FASTA"),
     "binary": (f"{EMBED} --fasta binary.fasta", "not UTF-8 text"),
     "broken gzip": (f"{EMBED} --fasta broken.fasta.gz", "gzip stream is corrupt or incomplete"),
+    "DNA": (f"{EMBED} --fasta dna.fasta", "dna.fasta: DNA or RNA, not .* with --allow_nucleotides"),
+    "DNA to score": (f"{SCORE} --fasta dna.fasta --scan", "--fasta .*dna.fasta: DNA or RNA, not proteins"),
+    "RNA": (f"{FILL} --sequence {'augc' * 15} --perplexity", "--sequence: DNA or RNA, not proteins"),
     "output is a file": (f"{EMBED.replace('OUT', 'good.csv')} --fasta good.fasta", "a file; give a folder"),
     "no model there": (f"{EMBED.replace('BASE', 'good.csv')} --fasta good.fasta", "no model there"),
     "another model": (
@@ -152,6 +156,12 @@ def test_a_folder_that_another_process_writes_to_is_refused(base, places, tmp_pa
     words = ["--model_name_or_path", base, "--fasta", places["good.fasta"], "--output_dir", tmp_path]
     with only_writer(tmp_path), pytest.raises(UserError, match="another process is writing there"):
         call("embed.py", *words)
+
+
+def test_nucleotides_are_taken_where_they_are_wanted(places, tmp_path):
+    words = ["--model_name_or_path", places["BASE"], "--fasta", places["dna.fasta"], "--output_dir", tmp_path]
+    assert call("embed.py", *words, "--allow_nucleotides") is None
+    assert (tmp_path / "embeddings.parquet").is_file()
 
 
 def test_values_beyond_half_precision_are_refused(base, places, tmp_path):

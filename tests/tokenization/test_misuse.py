@@ -7,7 +7,7 @@ import shutil
 import pytest
 from helpers.misuse import refusal, table
 from helpers.proteins import fasta, some_proteins, write_fasta
-from helpers.steps import here, load, manifest, step_0, step_1
+from helpers.steps import error_line, here, load, manifest, step_0, step_1
 
 STEP_1 = "1.tokenize_uniref_csv.py"
 AGAIN = "make it again with: python 0.download_data.py --output_dir"
@@ -100,3 +100,14 @@ def test_an_alignment_is_counted_and_done_as_asked(tmp_path, gaps, kept):
     assert ("7 gaps (- and .) were dropped: the sequences seem to come from an alignment" in result.stdout
             ) == bool(dropped)  # fmt: skip
     assert ("--gaps keep" in result.stdout) == bool(dropped)
+
+    # as it was before there was a choice: gaps were kept, and a folder without gaps is the same either way
+    younger = manifest(tmp_path / "arrow")
+    del younger["options"]["gaps"]
+    (tmp_path / "arrow" / "manifest.json").write_text(json.dumps(younger))
+    again = step_1(tmp_path / "csv", tmp_path / "arrow", *sizes, check=False)
+    if gaps == "drop":
+        assert "already made" in again.stdout
+    else:
+        assert "was made with gaps='keep', this run asks for 'drop'" in error_line(again)
+        assert "already made" in step_1(tmp_path / "csv", tmp_path / "arrow", *sizes, "--gaps", "keep").stdout
