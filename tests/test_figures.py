@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import EsmForMaskedLM
 
 from esm2_hyperpod.esm.model import build_config
-from esm2_hyperpod.pretraining.schedule import cosine_hold_factor, esm2_factor
+from esm2_hyperpod.pretraining.schedule import cosine_hold_factor, esm2_factor, wsd_factor
 from esm2_hyperpod.pretraining.validation import residue_frequency_entropy, share_of_packs
 from esm2_hyperpod.sizes import SIZES
 from esm2_hyperpod.training.throughput import peak_tflops
@@ -63,19 +63,30 @@ def test_peaks_by_device_name(name, peak):
     assert peak_tflops(name) == peak
 
 
-@pytest.mark.parametrize("factor", [esm2_factor, cosine_hold_factor])
-def test_schedules_rise_to_the_peak_fall_to_a_tenth_by_90_percent_and_hold(factor):
-    values = [factor(step, 2_000, 500_000) for step in range(0, 500_001, 100)]
-    assert factor(0, 2_000, 500_000) == pytest.approx(1 / 2_000)  # no step is lost to a rate of zero
-    assert factor(1_999, 2_000, 500_000) == factor(2_000, 2_000, 500_000) == 1
+@pytest.mark.parametrize("floor", [0.1, 0, 0.5])
+@pytest.mark.parametrize(
+    "factor, falls_until", [(esm2_factor, 450_000), (cosine_hold_factor, 450_000), (wsd_factor, 500_000)]
+)
+def test_schedules_rise_to_the_peak_fall_to_the_floor_and_hold(factor, falls_until, floor):
+    values = [factor(step, 2_000, 500_000, floor) for step in range(0, 500_001, 100)]
+    assert factor(0, 2_000, 500_000, floor) == pytest.approx(1 / 2_000)  # no step is lost to a rate of zero
+    assert factor(1_999, 2_000, 500_000, floor) == factor(2_000, 2_000, 500_000, floor) == 1
     assert values[20:] == sorted(values[20:], reverse=True)
-    assert factor(450_000, 2_000, 500_000) == pytest.approx(0.1)
-    assert factor(500_000, 2_000, 500_000) == pytest.approx(0.1)
+    assert factor(falls_until - 100, 2_000, 500_000, floor) > floor
+    assert factor(falls_until, 2_000, 500_000, floor) == pytest.approx(floor)
+    assert factor(500_000, 2_000, 500_000, floor) == pytest.approx(floor)
 
 
-def test_esm2_schedule_is_linear():
-    middle = esm2_factor((2_000 + 450_000) // 2, 2_000, 500_000)
-    assert middle == pytest.approx(0.55)
+def test_esm2_and_cosine_schedules_are_half_way_down_in_the_middle():
+    for factor in (esm2_factor, cosine_hold_factor):
+        assert factor((2_000 + 450_000) // 2, 2_000, 500_000, 0.1) == pytest.approx(0.55)
+
+
+def test_wsd_is_constant_for_80_percent_whatever_the_length_of_the_run():
+    for total in (10_000, 500_000):
+        assert {wsd_factor(step, 2_000, total, 0.1) for step in range(2_000, total * 8 // 10 + 1, 500)} == {1}
+        assert wsd_factor(total * 9 // 10, 2_000, total, 0.1) == pytest.approx(0.55)  # linear
+    assert wsd_factor(95, 90, 100, 0.1) == pytest.approx(0.55)  # a decay that begins after the warm-up
 
 
 def test_entropy_of_equal_frequencies_is_that_of_twenty_letters():

@@ -28,7 +28,7 @@ class PretrainingArguments(RunArguments):
         "intermediate_size seed max_seq_length tokens_per_device global_batch_tokens packing "
         "mlm_probability mask_replace lr_schedule max_steps learning_rate warmup_steps adam_beta1 "
         "adam_beta2 adam_epsilon weight_decay max_grad_norm muon "
-        "overfit_batches limit_validation_tokens"
+        "overfit_batches limit_validation_tokens min_lr_ratio"
     )
     GROUPS: ClassVar = {
         "data and output": "dataset_dir output_dir local_disk",
@@ -38,7 +38,7 @@ class PretrainingArguments(RunArguments):
         "mask_replace",
         "length": "max_steps num_train_epochs stop_after_steps overfit_batches early_stopping_patience "
         "max_minutes",
-        "recipe": "learning_rate lr_schedule warmup_steps weight_decay optim adam_beta2",
+        "recipe": "learning_rate lr_schedule min_lr_ratio warmup_steps weight_decay optim adam_beta2",
         "speed and memory": "precision fp8_recipe torch_compile activation_checkpointing "
         "dataloader_num_workers",
         "division over devices": "dp_replicate_size reshard_after_forward tp_size cp_size",
@@ -92,8 +92,11 @@ class PretrainingArguments(RunArguments):
         ["tensorwise", "rowwise"],
     )
     lr_schedule: str = option(
-        "esm2", "esm2, cosine_hold, or trainer (then --lr_scheduler_type).", [*SCHEDULES, "trainer"]
+        "esm2",
+        "esm2, cosine_hold, wsd (constant, decays in the last 20%), or trainer (then --lr_scheduler_type).",
+        [*SCHEDULES, "trainer"],
     )
+    min_lr_ratio: float = option(0.1, "Share of the peak learning rate at which the schedule ends.")
     torch_compile: bool | None = option(
         None, "Compile the layers; default: on GPUs, where there is a C compiler and sequences are packed."
     )
@@ -195,6 +198,13 @@ class PretrainingArguments(RunArguments):
         for name in ("overfit_batches", "limit_validation_tokens"):
             if self.was_given(name) and getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be a number from 1 up")
+        if self.was_given("min_lr_ratio") and self.lr_schedule == "trainer":
+            raise UserError(
+                f"--min_lr_ratio {self.min_lr_ratio:g}: does nothing with --lr_schedule trainer; use "
+                "--lr_scheduler_type cosine_with_min_lr and --lr_scheduler_kwargs"
+            )
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise UserError(f"--min_lr_ratio {self.min_lr_ratio:g}: must lie between 0 and 1")
         if not 0 < self.mlm_probability < 1:
             raise UserError(f"--mlm_probability {self.mlm_probability}: must lie between 0 and 1")
         if self.precision == "fp8" and not self.packing:
@@ -261,8 +271,13 @@ class PretrainingArguments(RunArguments):
             raise UserError(f"{asked}: not with --precision fp8; use bf16, or --cp_size")
         if self.tp_size > 1 and self.muon:
             raise UserError(f"{asked}: not with --optim muon, which wants whole rows")
-        if self.parts > 1 and os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true":
-            raise UserError(f"{asked}: not with fsdp_offload_params in accelerate_fsdp.yaml")
+        if os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true":
+            for name in ("tp_size", "cp_size", "dp_replicate_size", "reshard_after_forward"):
+                if self.was_given(name):
+                    raise UserError(
+                        f"--{name} {getattr(self, name)}: not with fsdp_offload_params in "
+                        "accelerate_fsdp.yaml, under which accelerate shards by itself"
+                    )
         if self.tokens_per_device % self.parts:
             raise UserError(
                 f"--tokens_per_device {self.tokens_per_device}: must divide by {self.parts}, the devices "

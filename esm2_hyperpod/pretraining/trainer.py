@@ -215,8 +215,9 @@ class PretrainingTrainer(ResumableTrainer):
         if self.args.lr_schedule == "trainer":
             return super().create_scheduler(num_training_steps, optimizer)
         factor, warmup = SCHEDULES[self.args.lr_schedule], self.args.warmup_steps
+        floor = self.args.min_lr_ratio
         self.lr_scheduler = LambdaLR(
-            optimizer or self.optimizer, lambda step: factor(step, warmup, num_training_steps)
+            optimizer or self.optimizer, lambda step: factor(step, warmup, num_training_steps, floor)
         )
         self._created_lr_scheduler = True
         return self.lr_scheduler

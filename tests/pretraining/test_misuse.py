@@ -72,6 +72,9 @@ ROWS = [
     ("a batch that does not divide", "--global_batch_tokens 2000", "the nearest that do: 1,536 or 2,048"),
     ("tokens not by 64", "--tokens_per_device 500", "--tokens_per_device 500: must be a multiple of 64"),
     ("too long", "--max_seq_length 4096", "must lie between 3 and --tokens_per_device 512"),
+    ("a rate below none", "--min_lr_ratio -0.1", "--min_lr_ratio -0.1: must lie between 0 and 1"),
+    ("a floor of Trainer's schedule", "--min_lr_ratio 0.2 --lr_schedule trainer",
+     "--min_lr_ratio 0.2: does nothing with --lr_schedule trainer"),
     ("masking all", "--mlm_probability 1", "--mlm_probability 1.0: must lie between 0 and 1"),
     ("fp8 without packs", "--precision fp8 --packing false", "--precision fp8 needs packs"),
     ("fp8 without its GPU", "--precision fp8", "fp8"),
@@ -92,6 +95,8 @@ ROWS = [
     ("a torn record", "--output_dir damaged", "damaged: run.json is corrupt"),
     ("another run's folder", "--output_dir run",
      "run: was made with seed=7, this run asks for 42; use another"),
+    ("a record older than the flag", "--output_dir older --lr_schedule wsd",
+     "older: was made with lr_schedule='esm2', this run asks for 'wsd'"),
 ]  # fmt: skip
 
 
@@ -114,9 +119,11 @@ def folder(synthetic, tokenized, tmp_path_factory):
         (folder / name).mkdir()
     (folder / "bert/config.json").write_text(json.dumps({"model_type": "bert"}))
     (folder / "broken/config.json").write_text(json.dumps(build_config("tiny").to_dict())[:100])
-    for name in ("run", "damaged"):
+    for name in ("run", "damaged", "older"):
         (folder / name).mkdir()
     (folder / "damaged/run.json").write_text('{"options": ')
+    options = {"model_size": "tiny", "max_seq_length": 256, "tokens_per_device": 512}
+    (folder / "older/run.json").write_text(json.dumps({"options": {**options, "global_batch_tokens": 2048}}))
     (folder / "run/run.json").write_text(json.dumps({"options": {"model_size": "tiny", "seed": 7}}))
     return folder
 

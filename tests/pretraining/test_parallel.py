@@ -54,12 +54,16 @@ def test_a_division_that_cannot_be_is_refused(monkeypatch, processes, fsdp, flag
     assert message in str(refusal.value)
 
 
-def test_offloaded_parameters_are_not_divided_further(monkeypatch):
+@pytest.mark.parametrize(
+    "flags", [{"tp_size": 2}, {"cp_size": 2}, {"dp_replicate_size": "2"}, {"reshard_after_forward": False}]
+)
+def test_offloaded_parameters_are_not_divided_further(monkeypatch, flags):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
-    with pytest.raises(UserError, match="not with fsdp_offload_params"):
-        PretrainingArguments(**FOLDERS, tp_size=2)
+    (name,) = flags
+    with pytest.raises(UserError, match=f"--{name} .*: not with fsdp_offload_params"):
+        PretrainingArguments(**FOLDERS, **flags)
 
 
 def test_heads_must_divide(monkeypatch):
