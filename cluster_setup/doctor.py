@@ -192,7 +192,8 @@ def check_nodes(here: dict, shared: Path, count: int) -> list[Finding]:
     step = srun
     if "CONTAINER_IMAGE" in os.environ and not has_problems(findings):
         same_nodes = f"--nodelist={','.join(node['node'] for node in nodes)}"
-        step = [*steps_of_the_wrappers(count), *allocation, same_nodes]
+        start, *how = steps_of_the_wrappers(count)
+        step = [start, *allocation, same_nodes, *how]  # a .sif's own words come last
         findings += check_container(step, nodes, shared)
     return findings if has_problems(findings) else [*findings, *check_all_reduce(step, nodes)]
 
@@ -213,9 +214,10 @@ def check_container(step: list[str], nodes: list[dict], shared: Path) -> list[Fi
     findings = []
     if len(inside) < len(nodes):
         why = f"a container starts on {len(inside)} of {len(nodes)} nodes ({last_line(result.stderr)})"
-        findings.append(
-            wrong(why, "see whether `srun --help` has --container-image, and make the image again")
-        )
+        remedy = "see whether `srun --help` has --container-image, and make the image again"
+        if (image := os.environ["CONTAINER_IMAGE"]).endswith(".sif"):
+            remedy = f"see what `apptainer exec {image} true` says there"
+        findings.append(wrong(why, remedy))
     for node in inside:
         name, gpus = f"{node['node']}, container", len(outside[node["node"]]["gpus"])
         if node["root"] == outside[node["node"]]["root"]:

@@ -6,7 +6,9 @@
 #   OUTPUT_DIR     checkpoints, metrics, final model        (each script has its own default)
 #   GPUS_PER_NODE  GPUs, or processes where there is no GPU (default: all GPUs of the node, else 1)
 #   VENV           Python environment, seen by all nodes    (default: .venv beside the scripts, else python3)
-#   CONTAINER_IMAGE  run in this .sqsh through pyxis instead of VENV (cluster_setup/Dockerfile)
+#   CONTAINER_IMAGE  run in this image instead of VENV (cluster_setup/Dockerfile): a .sqsh through pyxis, a .sif with
+#                  Apptainer or Singularity
+#   CONTAINER_MOUNTS  what else it sees: FOLDER:FOLDER,...   (FSX_DIR and this folder it sees always)
 #   DRY_RUN=1      print what would run and check what can be checked: with bash on this machine, with
 #                  sbatch on the nodes of the job
 
@@ -37,12 +39,50 @@ source "$REPOSITORY/cluster_setup/node_facts.sh"
 launch() { # torchrun|accelerate SCRIPT ARGUMENTS
   local output_dir
   output_dir="$(output_dir_of "$@")"
+  refuse_missing_container
   if in_slurm_job; then
     refuse_foreign_nodes
     run_job "$output_dir" "$@"
   else
-    exec bash "$REPOSITORY/cluster_setup/node_launch.sh" "$@"
+    local container
+    set_container
+    exec "${container[@]}" bash "$REPOSITORY/cluster_setup/node_launch.sh" "$@"
   fi
+}
+
+# A container that cannot be started, said before a step is.
+refuse_missing_container() {
+  local wrong="" image="${CONTAINER_IMAGE:-}"
+  case "$image" in
+    *.sif)
+      [ -f "$image" ] || wrong="no such file; make it with: apptainer build $image docker-daemon://esm2-hyperpod:latest"
+      [ -n "$(apptainer_program)" ] || wrong="neither apptainer nor singularity is on the PATH: module load them"
+      ;;
+    ?*) in_slurm_job || wrong="srun starts it, in a job of sbatch; without Slurm use a .sif, or VENV" ;;
+  esac
+  [ -z "$wrong" ] || { echo "$(basename "$0"): error: CONTAINER_IMAGE=$image: $wrong" >&2; exit 1; }
+}
+
+apptainer_program() { command -v apptainer || command -v singularity || true; }
+
+# Sets `container`, the words before a command that run it in a .sif; srun itself starts other images.
+set_container() {
+  container=()
+  case "${CONTAINER_IMAGE:-}" in *.sif) ;; *) return 0 ;; esac
+  container=("$(apptainer_program)" exec --bind "$(container_mounts)" --pwd "$REPOSITORY")
+  if [ "$(nvidia_gpus)" -gt 0 ]; then
+    container+=(--nv)
+  elif [ "$(amd_gpus)" -gt 0 ]; then
+    container+=(--rocm)
+  fi
+  container+=("$CONTAINER_IMAGE")
+  export PYTHONNOUSERSITE=1 # the home folder is mounted, and packages in ~/.local would come before the image's
+}
+
+container_mounts() {
+  local mounts="$REPOSITORY:$REPOSITORY,$FSX_DIR:$FSX_DIR" nvme="${NVME_DIR:-/opt/dlami/nvme}"
+  if [ -d "$nvme" ]; then mounts="$mounts,$nvme:$nvme"; fi # train.py copies the dataset there
+  echo "$mounts${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}"
 }
 
 # The last --output_dir among the arguments, which is the one that the Python script uses.
@@ -170,11 +210,14 @@ list_checkpoints() { find "$1" -maxdepth 1 -name 'checkpoint-*' 2>/dev/null | so
 # and nothing is lost: on nodes whose GPUs Slurm knows, it requeues the whole job (AWS's page "SageMaker HyperPod
 # release notes", August 20, 2024), and so does run_job.
 set_step() {
-  step=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=60)
-  if [ -n "${CONTAINER_IMAGE:-}" ]; then
-    local mounts="$REPOSITORY:$REPOSITORY,$FSX_DIR:$FSX_DIR" nvme="${NVME_DIR:-/opt/dlami/nvme}"
-    if [ -d "$nvme" ]; then mounts="$mounts,$nvme:$nvme"; fi # train.py copies the dataset there
-    step+=(--container-image="$CONTAINER_IMAGE" --container-workdir="$REPOSITORY" --container-mounts="$mounts")
+  local container
+  set_container
+  step=(srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=60 "${container[@]}")
+  if [ -n "${container[*]}" ]; then
+    return
+  elif [ -n "${CONTAINER_IMAGE:-}" ]; then
+    step+=(--container-image="$CONTAINER_IMAGE" --container-workdir="$REPOSITORY"
+      --container-mounts="$(container_mounts)")
   elif on_hyperpod && srun --help | grep -q -- --auto-resume; then
     step+=(--auto-resume=1) # HyperPod's plug-in; stock srun refuses it
   fi

@@ -10,10 +10,10 @@ refuse() { echo "$(basename "$0"): error: $*" >&2; exit 1; }
 source "$(dirname "${BASH_SOURCE[0]}")/node_facts.sh"
 
 count_gpus() {
-  if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+  if [ -n "${CUDA_VISIBLE_DEVICES+set}" ] && [ "$(amd_gpus)" = 0 ]; then
     tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -cE '^([0-9]|GPU-|MIG-)' || true
   else
-    working_gpus
+    echo "$working" # PyTorch has looked at the variables of AMD
   fi
 }
 
@@ -67,10 +67,11 @@ python="${VENV:+$VENV/bin/python}"
 : "${python:=python3}"
 command -v "$python" >/dev/null || refuse "$python: no such Python; set VENV, or make it with: bash cluster_setup/create_environment.sh"
 
-fault="$(gpu_fault)"
+working="$(working_gpus)"
+fault="$(gpu_fault "$working")"
 [ -z "$fault" ] || refuse "$fault"
 gpus="$(count_gpus)"
-if [ "$gpus" = 0 ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ] && [ "$CUDA_VISIBLE_DEVICES" != -1 ] && [ "$(working_gpus)" -gt 0 ]; then
+if [ "$gpus" = 0 ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ] && [ "$CUDA_VISIBLE_DEVICES" != -1 ] && [ "$working" -gt 0 ]; then
   refuse "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES hides the GPUs of $(uname -n): ask Slurm for them (sbatch --gres=gpu:N), or unset it"
 fi
 processes="${GPUS_PER_NODE:-$((gpus > 0 ? gpus : 1))}"

@@ -56,6 +56,10 @@ def test_checkpoints_are_as_large_as_they_were_measured():
         ("NVIDIA H100 NVL", 835),
         ("NVIDIA H200", 989),
         ("NVIDIA B200", 2250),
+        ("AMD Instinct MI250X", 191.5),
+        ("AMD Instinct MI300X", 1307.4),
+        ("AMD Instinct MI300X VF", 1307.4),
+        ("AMD Radeon Graphics", None),
         ("Tesla T4", None),
     ],
 )

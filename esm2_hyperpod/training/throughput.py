@@ -9,7 +9,7 @@ from transformers import EsmConfig
 
 from esm2_hyperpod.sizes import Size
 
-# Dense bf16 tensor-core peaks in TFLOPS, from NVIDIA's data sheets (sparsity's doubled figures halved).
+# Dense bf16 peaks in TFLOPS, from NVIDIA's (sparsity's doubled figures halved) and AMD's data sheets.
 # The first entry counts whose words are all in the device's name: special boards come before their family.
 PEAK_TFLOPS = {
     "A10G": 70.0,  # AWS's A10G; 125 is the A10
@@ -22,6 +22,8 @@ PEAK_TFLOPS = {
     "H200 NVL": 835.0,
     "H200": 989.0,
     "B200": 2250.0,
+    "MI250X": 191.5,  # of one of its two dies (GCDs), each a device to PyTorch; 383.0 of both
+    "MI300X": 1307.4,
 }
 
 

@@ -49,6 +49,7 @@ esac
 """
 
 PYTHON = """#!/usr/bin/env bash
+case "${2:-}" in *device_count*) echo "${TORCH_GPUS:-0}"; exit ;; esac
 printf '%s\\0' "$@" >"$STUB/arguments.${SLURMD_NODENAME:-here}"
 env -0 >"$STUB/environment.${SLURMD_NODENAME:-here}"
 echo 12345
@@ -115,6 +116,7 @@ class StubCluster:
             "INFINIBAND_DIR": f"{self.stub}/infiniband",
             "INSTANCE_TYPE_FILE": f"{self.stub}/instance_type",
             "PCI_DEVICES": f"{self.stub}/pci",
+            "KFD_NODES": f"{self.stub}/kfd",
             "VERDICT_SECONDS": "0",
             "ROUTES_FILE": f"{self.stub}/routes",
             **variables,
@@ -141,6 +143,12 @@ class StubCluster:
             text=True,
             timeout=60,
         )
+
+    def amd(self, gpus: int) -> None:
+        """What AMD's driver says of a node: its processor and its GPUs. There is none of NVIDIA's."""
+        self.executable("bin/nvidia-smi", "#!/usr/bin/env bash\nexit 9\n")
+        for number, units in enumerate([0] + [440] * gpus):
+            self.write(f"kfd/{number}/properties", f"cpu_cores_count 64\nsimd_count {units}\n")
 
     def lines(self, name: str) -> list[str]:
         path = self.stub / name

@@ -108,6 +108,108 @@ def test_container_gets_the_folders_it_needs(cluster, tmp_path):
     assert f"--container-mounts={mounts},{tmp_path}:{tmp_path}" in cluster.lines("srun_options")
 
 
+APPTAINER = """#!/usr/bin/env bash
+printf '%s\\n' "$@" >"$STUB/apptainer_words"
+until [[ $1 == *.sif ]]; do shift; done
+shift
+"$@"
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "gpus", "flag"),
+    [("apptainer", "nvidia", ["--nv"]), ("singularity", "amd", ["--rocm"]), ("apptainer", "none", [])],
+)
+def test_apptainer_starts_a_sif_with_the_same_folders(cluster, tmp_path, program, gpus, flag):
+    """A stub that notes its words; Apptainer itself was not run."""
+    image, path = tmp_path / "esm2.sif", f"{cluster.stub}/venv:{cluster.stub}/bin:/usr/bin:/bin"
+    image.touch()
+    cluster.executable(f"bin/{program}", APPTAINER)
+    cluster.executable("venv/python3", (cluster.stub / "venv/bin/python").read_text())
+    if gpus == "nvidia":
+        cluster.instance("p4d.24xlarge", 8, 4)
+    else:
+        cluster.amd(8 if gpus == "amd" else 0)
+    if program == "singularity" and shutil.which("apptainer", path="/usr/bin:/bin"):
+        pytest.skip("Apptainer is installed here, and comes first")
+    given = {"CONTAINER_IMAGE": str(image), "CONTAINER_MOUNTS": "/scratch:/scratch", "PATH": path,
+             "NVME_DIR": "/does/not/exist", "TORCH_GPUS": "8" if gpus == "amd" else "0",
+             "SLURM_STEP_NODELIST": "ip-[7,4]"}  # fmt: skip
+    result = cluster.sbatch("2.train_ddp.sh", "--run_name", "a b", **given)
+    assert result.returncode == 0, result.stderr
+    repository, fsx = cluster.repository, cluster.output.parent
+    mounts = f"{repository}:{repository},{fsx}:{fsx},/scratch:/scratch"
+    words = cluster.lines("apptainer_words")
+    assert words[: words.index(str(image))] == ["exec", "--bind", mounts, "--pwd", str(repository), *flag]
+    assert not any("container" in word for word in cluster.lines("srun_options"))
+    for node in ("ip-7", "ip-4"):
+        assert cluster.arguments(node)[-2:] == ["--run_name", "a b"]
+        assert option(cluster.arguments(node), "--nproc_per_node") == ("1" if gpus == "none" else "8")
+        assert option(cluster.arguments(node), "--master_addr") == "ip-7"
+        assert cluster.variables(node)["PYTHONNOUSERSITE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("image", "slurm", "why"),
+    [
+        ("gone.sif", True, "no such file; make it with: apptainer build"),
+        ("there.sif", True, "neither apptainer nor singularity is on the PATH"),
+        ("there.sqsh", False, "srun starts it, in a job of sbatch; without Slurm use a .sif"),
+    ],
+)
+def test_a_container_that_cannot_start_is_said_before_the_step(cluster, tmp_path, image, slurm, why):
+    image, path = tmp_path / image, f"{cluster.stub}/bin:/usr/bin:/bin"
+    if "there" in image.name:
+        image.touch()
+        if any(shutil.which(name, path=path) for name in ("apptainer", "singularity")):
+            pytest.skip("Apptainer is installed here")
+    else:
+        cluster.executable("bin/apptainer", APPTAINER)
+    given = {"CONTAINER_IMAGE": str(image), "PATH": path}
+    if slurm:
+        result = cluster.sbatch("2.train_ddp.sh", **given)
+    else:
+        result = subprocess.run(["bash", "2.train_ddp.sh", "--run_name", "x"], cwd=cluster.repository,
+                                env=cluster.environment(**given), capture_output=True, text=True)  # fmt: skip
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 1 and f"error: CONTAINER_IMAGE={image}: {why}" in line
+    assert not cluster.lines("steps")
+
+
+def test_apptainer_needs_no_slurm(cluster, tmp_path):
+    (tmp_path / "esm2.sif").touch()
+    cluster.executable("bin/apptainer", APPTAINER)
+    cluster.executable("bin/python3", (cluster.stub / "venv/bin/python").read_text())
+    given = {"CONTAINER_IMAGE": f"{tmp_path}/esm2.sif", "PATH": f"{cluster.stub}/bin:/usr/bin:/bin"}
+    subprocess.run(["bash", "2.train_ddp.sh", "--run_name", "x"], cwd=cluster.repository, check=True,
+                   env=cluster.environment(**given), capture_output=True)  # fmt: skip
+    assert cluster.lines("apptainer_words")[0] == "exec"
+    assert cluster.arguments("here")[-2:] == ["--run_name", "x"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "torch", "variables", "processes"),
+    [
+        (8, 8, {}, 8),  # the eight halves of four MI250X
+        (8, 2, {"ROCR_VISIBLE_DEVICES": "0,1"}, 2),  # what Slurm has given the job
+        (8, 0, {"CUDA_VISIBLE_DEVICES": ""}, 1),  # the CPU is asked for
+        (8, 0, {}, None),  # PyTorch is not ROCm's
+        (1, 0, {"gres": "(null)"}, 1),  # a laptop's processor with graphics
+    ],
+)
+def test_amd_gpus_are_counted_as_pytorch_does(cluster, listed, torch, variables, processes):
+    """With a stub for PyTorch and AMD's driver; no AMD GPU was there."""
+    cluster.amd(listed)
+    cluster.write("gres", variables.pop("gres", "gpu:mi250:8"))
+    result = cluster.sbatch("2.train_ddp.sh", TORCH_GPUS=str(torch), **variables)
+    if processes:
+        assert option(cluster.arguments("ip-7"), "--nproc_per_node") == str(processes), result.stderr
+        assert ("OMP_NUM_THREADS" in cluster.variables("ip-7")) == (torch == 0)
+    else:
+        (line, _) = result.stderr.splitlines()
+        assert "should have 8 GPU(s), but PyTorch sees 0: use a VENV or CONTAINER_IMAGE with PyTorch" in line
+
+
 @pytest.mark.parametrize(
     ("nodes", "head"),
     [
