@@ -68,6 +68,12 @@ def pretrain(args: PretrainingArguments) -> int | None:
     if train is None:
         raise UserError(f"{dataset_dir}/train: no sequences; make them with: {tokenize}")
     if validation is None:
+        if args.metric_for_best_model:
+            raise UserError(
+                f"{dataset_dir}/validation: no sequences, so no step is the best: leave out "
+                "--final_model best and --early_stopping_patience, or make some with: "
+                f"{tokenize} --validation_size 0.01"
+            )
         args.eval_strategy = "no"
     counts = manifest["token_counts"]
     entropy = residue_frequency_entropy(counts["train"], counts.get("validation", {}))
@@ -107,9 +113,11 @@ def pretrain(args: PretrainingArguments) -> int | None:
 
     metrics = trainer.evaluate_once() if validation is not None else {}
     steps = trainer.state.global_step
-    trainer.save_final_model(model_card(args, manifest, model.num_parameters(), steps, metrics))
-    stopped_early = steps < args.last_step
-    trainer.end_run(FINISHED, stopped_early=stopped_early, frequency_entropy=entropy, **metrics)
+    weights_of, metrics = trainer.load_best(metrics) if args.keeps_best else (steps, metrics)
+    card = model_card(args, manifest, model.num_parameters(), steps, weights_of, metrics)
+    trainer.save_final_model(card)
+    ended = {"stopped_early": steps < args.last_step, "final_model_step": weights_of}
+    trainer.end_run(FINISHED, **ended, frequency_entropy=entropy, **metrics)
     if is_main:
         shutil.rmtree(output_dir / ".plans", ignore_errors=True)
         trainer.say(f"done: {output_dir / FINAL_MODEL}")

@@ -28,7 +28,7 @@ class PretrainingArguments(RunArguments):
         "intermediate_size seed max_seq_length tokens_per_device global_batch_tokens packing "
         "mlm_probability mask_replace lr_schedule max_steps learning_rate warmup_steps adam_beta1 "
         "adam_beta2 adam_epsilon weight_decay max_grad_norm muon "
-        "overfit_batches limit_validation_tokens min_lr_ratio"
+        "overfit_batches limit_validation_tokens min_lr_ratio final_model"
     )
     GROUPS: ClassVar = {
         "data and output": "dataset_dir output_dir local_disk",
@@ -43,7 +43,7 @@ class PretrainingArguments(RunArguments):
         "dataloader_num_workers",
         "division over devices": "dp_replicate_size reshard_after_forward tp_size cp_size",
         "saving, evaluation, logs": "save_steps save_minutes save_total_limit eval_steps eval_strategy "
-        "limit_validation_tokens "
+        "limit_validation_tokens final_model "
         "logging_steps report_to dollars_per_node_hour step_timeout",
     }
     USE_INSTEAD = RunArguments.USE_INSTEAD | {
@@ -118,6 +118,11 @@ class PretrainingArguments(RunArguments):
         "Train on the batches of the first so many steps alone: the loss must go to zero.",
     )
     limit_validation_tokens: int | None = option(None, "Validate on about so many tokens; default: all.")
+    final_model: str | None = option(
+        None,
+        "Weights in final_model/: last, or best by validation loss; default: last, best with early stopping.",
+        ["last", "best"],
+    )
     stop_after_steps: int | None = option(None, "Stop here; the schedule still ends at --max_steps.")
     early_stopping_patience: int | None = option(
         None, "Stop after so many evaluations without a better validation loss."
@@ -230,8 +235,11 @@ class PretrainingArguments(RunArguments):
             self.dataloader_num_workers = 2 if on_gpu else 0
         if on_gpu and self.precision != "fp32":
             torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
-        if self.early_stopping_patience is not None:
+        if self.early_stopping_patience is not None or self.keeps_best:
             self.metric_for_best_model, self.greater_is_better = "eval_loss", False
+            if self.eval_strategy == "no":
+                flag = "--final_model best" if self.final_model == "best" else "--early_stopping_patience"
+                raise UserError(f"{flag}: needs evaluations; leave out --eval_strategy no")
         self.logging_first_step = True
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(self.output_dir) / "tensorboard"))
         self._default_warmup = self.warmup_steps is None
@@ -283,6 +291,12 @@ class PretrainingArguments(RunArguments):
                 f"--tokens_per_device {self.tokens_per_device}: must divide by {self.parts}, the devices "
                 f"that share it ({asked})"
             )
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the weights of the best evaluation are to end in final_model/."""
+        stops_early = self.early_stopping_patience is not None
+        return self.final_model == "best" or (self.final_model is None and stops_early)
 
     @property
     def shape(self) -> dict[str, int | None]:

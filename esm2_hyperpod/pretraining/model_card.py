@@ -14,6 +14,7 @@ def model_card(
     manifest: dict[str, Any],
     parameters: int,
     steps: int,
+    weights_of: int,
     metrics: dict[str, float],
 ) -> str:
     """The text.
@@ -22,7 +23,8 @@ def model_card(
         manifest: that of the dataset.
         parameters: of the model.
         steps: that it was trained for.
-        metrics: of its evaluation; empty where there was none.
+        weights_of: the step that its weights are of.
+        metrics: of the evaluation of these; empty where there was none.
     """
     model = args.model_name_or_path or args.config_name or args.model_size
     start = "continued from" if args.model_name_or_path else "from scratch, of size"
@@ -31,6 +33,8 @@ def model_card(
     rows = {
         "trained": f"{start} {model}, {parameters:,} parameters, {steps:,} steps of "
         f"{args.global_batch_tokens:,} tokens",
+        "weights": f"of step {weights_of:,}"
+        + (", the last" if weights_of == steps else ", the lowest validation loss of the run"),
         "data": f"{manifest['splits']['train']['records']:,} {data}, content digest "
         f"`{manifest['content_digest']}`",
         "objective": f"masked language modelling, {args.mlm_probability:.0%} of the tokens, up to "

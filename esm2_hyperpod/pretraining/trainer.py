@@ -34,6 +34,7 @@ from esm2_hyperpod.pretraining.sharding import (
     shard,
     starts_lean,
 )
+from esm2_hyperpod.runs.checkpoints import what_is_wrong
 from esm2_hyperpod.runs.record import plot_training_curve
 from esm2_hyperpod.training.ranks import sum_over_ranks
 from esm2_hyperpod.training.throughput import Meter
@@ -253,6 +254,40 @@ class PretrainingTrainer(ResumableTrainer):
         for number, batch in zip(numbers, self._loader(self._validation_split.batches, keys)):
             del batch["counts"]
             yield self._prepare_inputs(batch), number >= 0
+
+    def _determine_best_metric(self, metrics, trial):
+        # Also saves what is best, to be exported. Trainer (5.23) does so with save_strategy "best" alone, which
+        # saves nothing else. Ends when it does with "steps".
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best and self.args.keeps_best:
+            self.control.should_save = True
+        return is_best
+
+    def load_best(self, metrics: dict[str, float]) -> tuple[int, dict[str, float]]:
+        """Put the weights of the best checkpoint into the model. Called on all ranks, after training.
+
+        They stay as they are if `metrics`, those after the last step, are no worse, or if the best checkpoint is
+        corrupt, which is said. Returns the step that they are of, and their evaluation.
+        """
+        state = self.state
+        last, best = state.global_step, state.best_global_step
+        if not best or metrics["eval_loss"] <= state.best_metric:
+            return last, metrics
+        checkpoint = self.output_dir / f"checkpoint-{best}"
+        problem = what_is_wrong(checkpoint)
+        self.barrier()
+        if problem is None:
+            state.best_model_checkpoint = str(checkpoint)
+            self._load_best_model()
+            metrics = validation.validate(self.model, self._validation_batches(), self.args.device)
+        if self.is_world_process_zero():
+            found = f"validation loss {metrics['eval_loss']:.4f}"
+            self.say(
+                f"{checkpoint}: {problem}, so the weights are those of the last step, {found}"
+                if problem
+                else f"the weights of step {best}, the best: {found}"
+            )
+        return (last if problem else best), metrics
 
     # ---- logs and checkpoints ------------------------------------------------------------------
 

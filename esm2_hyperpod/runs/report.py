@@ -66,6 +66,9 @@ def summarize(output_dir: Path, dollars_per_node_hour: float | None = None) -> d
         "loss": {"first": logs[0]["loss"], "last": logs[-1]["loss"]} if logs else None,
         "frequency_entropy": run.get("frequency_entropy"),
         "evaluation": evaluations[-1] if evaluations else None,
+        "final_model": {"step": run["final_model_step"], "eval_loss": run.get("eval_loss")}
+        if "final_model_step" in run
+        else None,
         "loss_curve": [[line["step"], line["loss"]] for line in logs],
         "evaluation_curve": [[line["step"], line["eval_loss"]] for line in evaluations],
         "node_hours": node_hours,
@@ -117,6 +120,7 @@ def describe(output_dir: Path, figures: dict[str, Any]) -> str:
         "training loss": curve([loss for _, loss in figures["loss_curve"]]),
         "validation loss": curve([loss for _, loss in figures["evaluation_curve"]]),
         "validation": validation(figures),
+        "final model": final_model(figures),
     }
     synthetic = "\n**The data are synthetic: this shows that the program works, not biology.**\n"
     table = "\n".join(f"| {name} | {text} |" for name, text in rows.items() if text)
@@ -173,6 +177,15 @@ def validation(figures: dict[str, Any]) -> str:
     if figures["frequency_entropy"]:
         text += f"; guessing by residue frequency has loss {figures['frequency_entropy']:.4f}"
     return text
+
+
+def final_model(figures: dict[str, Any]) -> str:
+    """Which weights final_model/ has, in words; empty where a run has not written it or writes another."""
+    if (made := figures["final_model"]) is None:
+        return ""
+    if made["step"] == figures["steps"]:
+        return f"weights of step {made['step']:,}, the last"
+    return f"weights of step {made['step']:,}, the best: validation loss {made['eval_loss']:.4f}"
 
 
 def curve(losses: list[float]) -> str:

@@ -23,10 +23,16 @@ def train(dataset: Path, output: Path, *flags: object, check: bool = True, **env
 
 
 def launch(
-    dataset: Path, output: Path, *flags: str, processes: int = 2, fsdp: bool = False, **environment: str
+    dataset: Path,
+    output: Path,
+    *flags: str,
+    processes: int = 2,
+    fsdp: bool = False,
+    check: bool = True,
+    **environment: str,
 ):
     """Pretrain through the wrapper a user runs."""
-    return run(*wrapper(fsdp), *flags, **places(dataset, output, processes), **environment)
+    return run(*wrapper(fsdp), *flags, check=check, **places(dataset, output, processes), **environment)
 
 
 def divide(

@@ -10,8 +10,10 @@ import torch
 import yaml
 from helpers.commands import ROOT, on_demand, run
 from helpers.pretraining import CPU, assert_close, metrics, train
+from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from esm2_hyperpod.esm.model import FINAL_MODEL
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
 from esm2_hyperpod.training.parsing import parse
 
@@ -72,13 +74,47 @@ def test_corrupt_checkpoints_are_skipped(tokenized, undisturbed, tmp_path):
     assert metrics(tmp_path / "run") == metrics(undisturbed)
 
 
-def test_old_checkpoints_go_and_the_best_stays(tokenized, tmp_path):
-    train(tokenized, tmp_path, "--save_steps", "1", "--eval_steps", "1", "--save_total_limit", "2",
-          "--early_stopping_patience", "9", "--learning_rate", "0.3")  # fmt: skip
+def test_old_checkpoints_go_and_the_best_stays_and_is_exported(tokenized, tmp_path):
+    flags = (
+        "--save_steps 1 --eval_steps 1 --save_total_limit 2 --final_model best --learning_rate 0.3"
+    ).split()
+    train(tokenized, tmp_path, *flags)
     losses = {line[0]: line[4] for line in metrics(tmp_path) if line[4]}
     best = min(losses, key=losses.get)
     kept = {int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*")}
-    assert kept == {7, 8, best}
+    assert kept == {7, 8, best} and best < 7
+    assert_final_model_is_of(best, losses[best], tmp_path)
+    made, saved = (
+        load_file(tmp_path / name / "model.safetensors") for name in (FINAL_MODEL, f"checkpoint-{best}")
+    )
+    assert made.keys() == saved.keys() and all(torch.equal(made[name], saved[name]) for name in made)
+
+    run = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**run, "status": "running"}))
+    (tmp_path / f"checkpoint-{best}" / "optimizer.pt").write_bytes(b"")
+    log = train(tokenized, tmp_path, *flags).stdout
+    assert f"checkpoint-{best}: optimizer.pt has 0 bytes of " in log and "those of the last step" in log
+    assert "| weights | of step 8, the last |" in (tmp_path / FINAL_MODEL / "README.md").read_text()
+
+
+def assert_final_model_is_of(step, loss, output):
+    run = json.loads((output / "run.json").read_text())
+    assert run["final_model_step"] == step and run["eval_loss"] == pytest.approx(loss, abs=1e-5)
+    card, report = (output / FINAL_MODEL / "README.md").read_text(), (output / "run_report.md").read_text()
+    assert f"| weights | of step {step}, the lowest validation loss of the run |" in card
+    assert f"| validation | loss {loss:.4f} nats" in card
+    assert f"| final model | weights of step {step}, the best: validation loss {loss:.4f} |" in report
+
+
+@on_demand
+def test_early_stopping_saves_what_is_best_and_exports_it(tokenized, tmp_path):
+    train(tokenized, tmp_path, "--save_steps", "100", "--eval_steps", "1", "--learning_rate", "0.3",
+          "--early_stopping_patience", "2")  # fmt: skip
+    losses = {line[0]: line[4] for line in metrics(tmp_path) if line[4]}
+    best = min(losses, key=losses.get)
+    assert_final_model_is_of(best, losses[best], tmp_path)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["stopped_early"] and run["steps"] == best + 3
 
 
 def test_final_model_is_an_ordinary_one_and_padding_sees_the_same_loss(tokenized, undisturbed, tmp_path):

@@ -75,6 +75,12 @@ ROWS = [
     ("a rate below none", "--min_lr_ratio -0.1", "--min_lr_ratio -0.1: must lie between 0 and 1"),
     ("a floor of Trainer's schedule", "--min_lr_ratio 0.2 --lr_schedule trainer",
      "--min_lr_ratio 0.2: does nothing with --lr_schedule trainer"),
+    ("the best without evaluations", "--final_model best --eval_strategy no",
+     "--final_model best: needs evaluations; leave out --eval_strategy no"),
+    ("early stopping without evaluations", "--early_stopping_patience 2 --eval_strategy no",
+     "--early_stopping_patience: needs evaluations"),
+    ("the best of no validation", "--dataset_dir unjudged --final_model best",
+     "unjudged/validation: no sequences, so no step is the best"),
     ("masking all", "--mlm_probability 1", "--mlm_probability 1.0: must lie between 0 and 1"),
     ("fp8 without packs", "--precision fp8 --packing false", "--precision fp8 needs packs"),
     ("fp8 without its GPU", "--precision fp8", "fp8"),
@@ -112,6 +118,7 @@ def folder(synthetic, tokenized, tmp_path_factory):
     for name in ("arrow", "begun", "less", "torn"):
         shutil.copytree(tokenized, folder / name)
     (folder / "begun/manifest.json").unlink()
+    shutil.copytree(tokenized, folder / "unjudged", ignore=shutil.ignore_patterns("validation"))
     shard = "train/data-00001-of-00004.arrow"
     (folder / "less" / shard).unlink()
     (folder / "torn" / shard).write_bytes((folder / "torn" / shard).read_bytes()[:1000])

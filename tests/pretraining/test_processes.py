@@ -87,6 +87,24 @@ def test_a_run_moves_from_one_layout_to_another(tokenized, undisturbed, tmp_path
     assert_close(metrics(tmp_path), metrics(undisturbed))
 
 
+@on_demand
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_the_best_is_exported_after_an_interruption(tokenized, tmp_path, fsdp):
+    flags = "--eval_steps 1 --final_model best --learning_rate 0.3 --save_total_limit 1".split()
+    divide(tokenized, tmp_path / "run", *flags, "--max_minutes", "0.0001", fsdp=fsdp, check=False)
+    log = divide(tokenized, tmp_path / "run", *flags, "--stop_after_steps", "5", fsdp=fsdp).stdout
+    log += divide(tokenized, tmp_path / "run", *flags, fsdp=fsdp).stdout
+    losses = {line[0]: line[4] for line in metrics(tmp_path / "run") if line[4]}
+    best = min(losses, key=losses.get)
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert best < 8 and run["final_model_step"] == best and len(run["sessions"]) == 3
+    assert run["eval_loss"] == pytest.approx(losses[best], abs=1e-6)
+    assert log.count("resuming from") == 2
+    still = "--model_name_or_path", tmp_path / "run" / "final_model", "--learning_rate", 0, "--max_steps", 1
+    train(tokenized, tmp_path / "still", *still)
+    assert metrics(tmp_path / "still")[-1][4] == pytest.approx(losses[best], abs=1e-5)
+
+
 def test_muon_is_the_same_whole_and_sharded(tokenized, undisturbed, tmp_path):
     train(tokenized, tmp_path / "one", "--optim", "muon")
     divide(tokenized, tmp_path / "fsdp", "--optim", "muon", fsdp=True)
