@@ -47,7 +47,7 @@ from esm2_hyperpod.localization.trainer import (
 )
 from esm2_hyperpod.proteins.labelled import read_hub_dataset, read_proteins
 from esm2_hyperpod.proteins.splits import Splits, make_splits, read_splits, write_splits
-from esm2_hyperpod.runs.record import CONTINUED, FINISHED, begin_run
+from esm2_hyperpod.runs.record import CONTINUED, FINISHED
 from esm2_hyperpod.training.parsing import parse
 from esm2_hyperpod.training.script import facts, is_done, leave, run_on_all_ranks
 from esm2_hyperpod.training.stopping import StopRequests, StopWhenStale, end_with_launcher
@@ -134,7 +134,7 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
     checkpoint = trainer.resume_point()
     if is_main:
         start = facts(args, splits.facts["synthetic_data"], "peft", "bitsandbytes")
-        begin_run(output_dir, options, start, trainer.first_step, trainer.saved_at)
+        trainer.begin_run(options, start)
         describe(trainer, splits, settings, [train, validation, test])
 
     trainer.train_from(checkpoint)

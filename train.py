@@ -35,7 +35,7 @@ from esm2_hyperpod.pretraining.sharding import SaySharding, enable_fsdp_on_cpu
 from esm2_hyperpod.pretraining.trainer import PretrainingTrainer, build_model
 from esm2_hyperpod.pretraining.validation import SEED as VALIDATION_SEED
 from esm2_hyperpod.pretraining.validation import residue_frequency_entropy
-from esm2_hyperpod.runs.record import CONTINUED, FINISHED, begin_run
+from esm2_hyperpod.runs.record import CONTINUED, FINISHED
 from esm2_hyperpod.training.parsing import parse
 from esm2_hyperpod.training.script import facts, is_done, leave, run_on_all_ranks
 from esm2_hyperpod.training.stopping import StopAfter, StopRequests, StopWhenStale, end_with_launcher
@@ -94,7 +94,7 @@ def pretrain(args: PretrainingArguments) -> int | None:
     checkpoint = trainer.resume_point()
     if is_main:
         start = facts(args, manifest["synthetic"], "datasets", torch_compile=args.compile_layers)
-        begin_run(output_dir, options, start, trainer.first_step, trainer.saved_at)
+        trainer.begin_run(options, start)
         epochs = args.last_step * args.packs_per_step / train.packs.packs_per_epoch
         where = device_name(args.device) + (", compiled" if args.compile_layers else "")
         where += ", activations recomputed" if args.activation_checkpointing else ""

@@ -77,7 +77,7 @@ class FinetuningArguments(RunArguments):
     warmup_steps: float = option(0.1, "Steps; below 1, a share of all.")
     metric_for_best_model: str = option("mcc", "Validation score that picks the checkpoint.", BEST)
     save_total_limit: int | None = option(2, "Checkpoints to keep, the best one not counted.")
-    report_to: str = option("none", "tensorboard, wandb (if installed), all or none.")
+    report_to: str = option("none", "tensorboard, wandb or mlflow (if installed), all or none.")
 
     @classmethod
     def instead_of(cls, name: str, value: str, given: dict[str, str]) -> str:

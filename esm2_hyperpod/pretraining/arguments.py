@@ -145,7 +145,7 @@ class PretrainingArguments(RunArguments):
     dataloader_num_workers: int | None = option(
         None, "Processes that make batches; default: 2 a GPU, else 0."
     )
-    report_to: str = option("tensorboard", "tensorboard, wandb (if installed), all or none.")
+    report_to: str = option("tensorboard", "tensorboard, wandb or mlflow (if installed), all or none.")
 
     @classmethod
     def instead_of(cls, name: str, value: str, given: dict[str, str]) -> str:

@@ -256,7 +256,7 @@ class PretrainingTrainer(ResumableTrainer):
             yield self._prepare_inputs(batch), number >= 0
 
     def _determine_best_metric(self, metrics, trial):
-        # Also saves what is best, to be exported. Trainer (5.23) does so with save_strategy "best" alone, which
+        # Also saves what is best, to be exported. Trainer (5.23) does so with save_strategy "best", which
         # saves nothing else. Ends when it does with "steps".
         is_best = super()._determine_best_metric(metrics, trial)
         if is_best and self.args.keeps_best:
@@ -266,8 +266,8 @@ class PretrainingTrainer(ResumableTrainer):
     def load_best(self, metrics: dict[str, float]) -> tuple[int, dict[str, float]]:
         """Put the weights of the best checkpoint into the model. Called on all ranks, after training.
 
-        They stay as they are if `metrics`, those after the last step, are no worse, or if the best checkpoint is
-        corrupt, which is said. Returns the step that they are of, and their evaluation.
+        They stay as they are if `metrics`, those after the last step, are no worse, or if the best checkpoint
+        is corrupt, which is said. Returns the step that they are of, and their evaluation.
         """
         state = self.state
         last, best = state.global_step, state.best_global_step

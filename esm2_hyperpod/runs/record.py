@@ -54,6 +54,12 @@ def begin_run(
     write_json_atomically(output_dir / RUN, content)
 
 
+def tracker_ids(output_dir: Path) -> dict[str, str]:
+    """The run's ids with Weights & Biases and MLflow, by tracker, as its starts have recorded them."""
+    sessions = (read_run(output_dir) or {}).get("sessions", [])
+    return {name: run for session in sessions for name, run in session.get("trackers", {}).items()}
+
+
 def end_run(output_dir: Path, status: str, steps: int, **facts: Any) -> None:
     """Record how the last start ended, after which step; `facts` are added at the top level."""
     run = read_run(output_dir)

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,14 +23,17 @@ from esm2_hyperpod.runs import checkpoints
 from esm2_hyperpod.runs.record import (
     append_metrics,
     beat,
+    begin_run,
     end_broken_session,
     end_run,
     forget_metrics_after,
     modified_at,
+    tracker_ids,
 )
 from esm2_hyperpod.runs.report import write_report
 from esm2_hyperpod.training.gradients import clip_gradients
 from esm2_hyperpod.training.ranks import seconds_waited, wait_at_most
+from esm2_hyperpod.training.tracking import close_trackers, open_trackers
 
 WINDOW = "logging_window.json"
 HEARTBEAT_SECONDS = 2
@@ -89,6 +93,13 @@ class ResumableTrainer(Trainer):
         self.barrier()
         return checkpoint
 
+    def begin_run(self, options: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Put this start on record, here and with the trackers of --report_to. Rank 0 acts."""
+        if self.is_world_process_zero():
+            if ids := open_trackers(self.args, tracker_ids(self.output_dir)):
+                facts = {**facts, "trackers": ids}
+            begin_run(self.output_dir, options, facts, self.first_step, self.saved_at)
+
     def train_from(self, checkpoint: Path | None):
         """Train from what `resume_point` found."""
         if checkpoint is not None:
@@ -96,8 +107,9 @@ class ResumableTrainer(Trainer):
             self._window, self._residues_seen = window["losses"], window["residues_seen"]
         try:
             return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except RuntimeError as error:
-            waited = seconds_waited(error)
+        except Exception as error:
+            close_trackers("failed")
+            waited = seconds_waited(error) if isinstance(error, RuntimeError) else None
             if waited is None:
                 raise
             raise LostPeer(
@@ -109,6 +121,7 @@ class ResumableTrainer(Trainer):
     def end_run(self, status: str, **facts) -> None:
         """Record how this start ended, with `facts`; print and write the run report. Rank 0 acts."""
         if self.is_world_process_zero():
+            close_trackers(status)
             end_run(self.output_dir, status, steps=self.state.global_step, **facts)
             self.say(write_report(self.output_dir, self.args.dollars_per_node_hour))
 

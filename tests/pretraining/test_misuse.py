@@ -87,7 +87,7 @@ ROWS = [
     ("a recipe without fp8", "--fp8_recipe rowwise", "does nothing without --precision fp8"),
     ("compiled without packs", "--torch_compile --packing false", "--torch_compile needs packs"),
     ("no patience", "--step_timeout 0", "--step_timeout 0: must be a number of seconds from 1 up"),
-    ("a tracker that is not there", "--report_to wandb", "python -m pip install wandb"),
+    ("a tracker that is not there", "--report_to comet_ml", "python -m pip install comet_ml"),
     # the output
     # a file of flags
     ("no config", "--config gone.yaml", "gone.yaml: cannot be read ([Errno 2] No such file"),
