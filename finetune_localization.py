@@ -1,17 +1,23 @@
 r"""Fine-tune ESM-2 to say where in the cell a protein lives, and predict with the result.
 
+Or, with --task residue, to label each residue (secondary structure, binding sites, disorder), and with
+--task regression to give each protein a number (stability, fluorescence).
+
     python finetune_localization.py --model_name_or_path runs/ddp/final_model \
         --train_file deeploc.fasta --output_dir runs/localization
     python finetune_localization.py --model_name_or_path runs/localization/adapter \
         --predict_file new.fasta.gz --output_dir runs/new
+    python finetune_localization.py --task residue --model_name_or_path runs/ddp/final_model \
+        --train_file secondary_structure.csv --output_dir runs/residue
 
 --estimate_memory says what training takes on a 24 GB GPU, with neither data nor weights.
 4.finetune_qlora.sh starts it with torchrun, one process a GPU.
 
 Writes to --output_dir: splits/, checkpoint-N/, adapter/ (model/ for --tuning head and full), metrics.json,
-report.md, confusion_matrix.png, reliability.png, test_predictions.csv, predictions.csv, attributions.csv and
-attributions.png (--explain), metrics.jsonl, run.json, run_report.md. The same command again resumes from the
-newest whole checkpoint. Exit code 75: saved, to be continued.
+report.md, confusion_matrix.png and reliability.png (predicted_against_true.png for numbers),
+test_predictions.csv, predictions.csv, attributions.csv and .png (--explain), metrics.jsonl, run.json,
+run_report.md. The same command again resumes from the newest whole checkpoint. Exit code 75: saved, to be
+continued.
 """
 
 # ruff: noqa: E402
@@ -34,17 +40,21 @@ from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.esm.model import find_size, read_config
 from esm2_hyperpod.localization import memory as localization_memory
 from esm2_hyperpod.localization.arguments import FinetuningArguments
-from esm2_hyperpod.localization.encoding import EncodedProteins
+from esm2_hyperpod.localization.encoding import Encoded
 from esm2_hyperpod.localization.model import build, four_bit_weights
 from esm2_hyperpod.localization.prediction import Predictor
 from esm2_hyperpod.localization.report import write_results
 from esm2_hyperpod.localization.saving import merge_adapter, save_tuned
-from esm2_hyperpod.localization.settings import Lora, Settings, is_tuned, read_adapter_settings, saved_in
-from esm2_hyperpod.localization.trainer import (
-    LocalizationTrainer,
-    balanced_weights,
-    plan_batches,
+from esm2_hyperpod.localization.settings import (
+    Lora,
+    Settings,
+    is_tuned,
+    read_adapter_settings,
+    read_settings,
+    saved_in,
 )
+from esm2_hyperpod.localization.tasks import task_of
+from esm2_hyperpod.localization.trainer import FinetuningTrainer, balanced_weights, plan_batches
 from esm2_hyperpod.proteins.labelled import read_hub_dataset, read_proteins
 from esm2_hyperpod.proteins.splits import Splits, make_splits, read_splits, write_splits
 from esm2_hyperpod.runs.record import CONTINUED, FINISHED
@@ -99,7 +109,7 @@ def run(args: FinetuningArguments) -> int | None:
     if args.merge_adapter and args.process_index == 0:
         merged = Path(args.output_dir) / "merged"
         merge_adapter(tuned, merged)
-        print(f"{merged}: loads with AutoModelForSequenceClassification, no peft needed", flush=True)
+        print(f"{merged}: loads with {task_of(read_settings(merged)).loads_with}, no peft needed", flush=True)
     return predict(args, tuned, stop) if args.predict_file else None
 
 
@@ -119,23 +129,23 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
     with args.main_process_first(local=False, desc="splitting the proteins"):
         splits = read_or_make_splits(args, output_dir / "splits")
     settings, adapter = start_from(args, splits)
-    train, validation, test = (
-        EncodedProteins(part, settings) for part in (splits.train, splits.validation, splits.test)
-    )
+    task = task_of(settings)
+    parts = [task.encode(part, settings) for part in (splits.train, splits.validation, splits.test)]
+    train, validation, test = parts
     plan = plan_batches(len(train), args.global_batch_size, args.per_device_train_batch_size, args.world_size)
     args.set_steps(plan.steps_per_epoch, plan.accumulation)
 
     set_seed(args.seed)
     lora = Lora(args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets)
     model = build(settings, lora, args.device, args.bf16, adapter)
-    weights = balanced_weights(train.targets) if args.class_weights == "balanced" else None
+    weights = balanced_weights(task.flat_targets(train)) if args.class_weights == "balanced" else None
     callbacks = [stop, StopWhenStale(args.early_stopping_patience * args.eval_steps)]
-    trainer = LocalizationTrainer(model, args, train, validation, plan, weights, callbacks)
+    trainer = FinetuningTrainer(model, args, settings, train, validation, plan, weights, callbacks)
     checkpoint = trainer.resume_point()
     if is_main:
         start = facts(args, splits.facts["synthetic_data"], "peft", "bitsandbytes")
         trainer.begin_run(options, start)
-        describe(trainer, splits, settings, [train, validation, test])
+        describe(trainer, splits, settings, parts)
 
     trainer.train_from(checkpoint)
     if stop.stopped:
@@ -144,7 +154,7 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
 
     validation_logits, test_logits = trainer.logits(validation), trainer.logits(test)
     if is_main:
-        settings.calibrate(validation_logits, validation.targets)
+        task.calibrate(settings, validation_logits, validation)
         metrics = write_results(output_dir, splits, settings, train, test, test_logits, args.seed)
         save_tuned(trainer.model, settings, metrics, saved_in(output_dir, args.tuning))
         trainer.say((output_dir / "report.md").read_text(encoding="utf-8"))
@@ -157,13 +167,16 @@ def finetune(args: FinetuningArguments, stop: StopRequests) -> int | None:
 
 def start_from(args: FinetuningArguments, splits: Splits) -> tuple[Settings, Path | None]:
     """What is trained, and the adapter to continue where --model_name_or_path is one."""
-    labels = list(splits.facts["labels"])
-    several = any("|" in protein.label for protein in [*splits.train, *splits.validation, *splits.test])
+    labels = list(splits.facts["labels"]) or ["target"]
+    several = args.task == "localization" and any(
+        "|" in protein.label for protein in [*splits.train, *splits.validation, *splits.test]
+    )
     folder = Path(args.model_name_or_path)
     base = str(folder.resolve()) if folder.exists() else args.model_name_or_path
     if not is_tuned(base):
         settings = Settings(base, labels, several, args.tuning, args.pooling, args.max_seq_length, args.crop)
-        return settings, None
+        target = splits.facts.get("target", {"mean": 0.0, "sd": 1.0})
+        return replace(settings, task=args.task, mean=target["mean"], scale=target["sd"]), None
     old = read_adapter_settings(folder)
     if (old.labels, old.multi_label) != (labels, several):
         raise UserError(
@@ -175,15 +188,17 @@ def start_from(args: FinetuningArguments, splits: Splits) -> tuple[Settings, Pat
 
 def read_or_make_splits(args: FinetuningArguments, folder: Path) -> Splits:
     """The splits of this run. Made once, so that a resumed run has the same proteins."""
-    if not (folder / MANIFEST).is_file():
+    asked = args.data_identity()
+    there = (folder / MANIFEST).is_file() and read_manifest(folder, made_by="the same command again")
+    if not there or there.get("options") != asked:  # the folder holds no run yet, or one of these options
         if args.dataset_name:
-            given = read_hub_dataset(args.dataset_name)
+            given = read_hub_dataset(args.dataset_name, args.kind)
         else:
             files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-            given = {name: read_proteins(Path(file)) for name, file in files.items() if file}
-        splits = make_splits(given, args.split, args.seed)
+            given = {name: read_proteins(Path(file), args.kind) for name, file in files.items() if file}
+        splits = make_splits(given, args.split, args.seed, args.kind)
         splits.facts["synthetic_data"] = args.train_file is not None and is_synthetic(Path(args.train_file))
-        write_splits(splits, folder, args.data_identity())
+        write_splits(splits, folder, asked)
     return read_splits(folder, made_by="the same command again")
 
 
@@ -195,7 +210,7 @@ def is_synthetic(train_file: Path) -> bool:
     return read_manifest(folder, made_by="python 0.download_data.py").get("synthetic") is True
 
 
-def describe(trainer: LocalizationTrainer, splits: Splits, settings: Settings, parts: list[EncodedProteins]):
+def describe(trainer: FinetuningTrainer, splits: Splits, settings: Settings, parts: list[Encoded]):
     """Say what is about to run."""
     args, proteins = trainer.args, splits.facts["proteins"]
     for row in splits.rejected[:5]:
@@ -205,8 +220,7 @@ def describe(trainer: LocalizationTrainer, splits: Splits, settings: Settings, p
         trainer.say(f"not used: {rest:,} more rows, see {trainer.output_dir / 'splits' / 'rejected.csv'}")
     trainer.say(
         f"{proteins['train']:,} train, {proteins['validation']:,} validation, {proteins['test']:,} test "
-        f"proteins, {len(settings.labels)} labels; {sum(part.cropped for part in parts):,} longer than "
-        f"{settings.max_seq_length:,} tokens and cropped"
+        f"proteins, {task_of(settings).amount(settings, sum(part.cropped for part in parts))}"
         + ("; SYNTHETIC proteins" if splits.facts["synthetic_data"] else "")
     )
     quantized, size = four_bit_weights(trainer.model)

@@ -14,8 +14,8 @@ from torch.nn.functional import layer_norm
 from esm2_hyperpod.alphabet import encode
 from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM
 from esm2_hyperpod.inference.packs import device_of, packs
-from esm2_hyperpod.inference.windows import windows
 from esm2_hyperpod.streaming.batches import in_turns
+from esm2_hyperpod.streaming.windows import windows
 
 KINDS = ("mean", "cls", "residues")
 

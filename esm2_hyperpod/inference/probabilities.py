@@ -8,8 +8,8 @@ import torch
 from esm2_hyperpod.alphabet import MASK, TOKENS, UNK, encode
 from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM
 from esm2_hyperpod.inference.packs import device_of, packs
-from esm2_hyperpod.inference.windows import window_of, windows
 from esm2_hyperpod.streaming.batches import in_turns
+from esm2_hyperpod.streaming.windows import window_of, windows
 
 TOKEN = {token: number for number, token in enumerate(TOKENS)}
 MASK_LETTER = "#"

@@ -2,14 +2,32 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from esm2_hyperpod.errors import UserError
-from esm2_hyperpod.localization.settings import CROPS, LORA_TARGETS, POOLINGS, TUNINGS, Settings
+from esm2_hyperpod.localization.settings import (
+    BEST,
+    CROPS,
+    LESS_IS_BETTER,
+    LORA_TARGETS,
+    NO_POOLING,
+    POOLINGS,
+    TASKS,
+    TUNINGS,
+    Settings,
+    is_tuned,
+    read_settings,
+)
+from esm2_hyperpod.proteins.kinds import PLACES, Letters, Numbers, Places
 from esm2_hyperpod.proteins.splits import METHODS
 from esm2_hyperpod.training.arguments import RunArguments, option
 
-BEST = ("mcc", "macro_f1", "accuracy", "loss")
+NOT_FOR = {
+    "localization": ("unlabelled",),
+    "residue": ("pooling", "crop", "explain"),
+    "regression": ("class_weights", "explain", "unlabelled"),
+}
 
 
 @dataclass
@@ -17,14 +35,14 @@ class FinetuningArguments(RunArguments):
     """Batches are counted over all processes; evaluation and checkpoints come after every epoch."""
 
     IDENTITY = (
-        "model_name_or_path seed max_seq_length crop tuning pooling lora_rank lora_alpha lora_dropout "
+        "task model_name_or_path seed max_seq_length crop tuning pooling lora_rank lora_alpha lora_dropout "
         "lora_targets class_weights global_batch_size early_stopping_patience num_train_epochs max_steps "
         "learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm metric_for_best_model"
     )
     WORKS = f"{RunArguments.WORKS} do_predict"
     GROUPS: ClassVar = {
-        "what is done": "train_file validation_file test_file dataset_name split predict_file explain "
-        "estimate_memory merge_adapter",
+        "what is done": "task train_file validation_file test_file dataset_name unlabelled split "
+        "predict_file explain estimate_memory merge_adapter",
         "model and output": "model_name_or_path output_dir tuning pooling max_seq_length crop",
         "LoRA": "lora_rank lora_alpha lora_dropout lora_targets",
         "batches and recipe": "global_batch_size per_device_train_batch_size num_train_epochs learning_rate "
@@ -44,12 +62,20 @@ class FinetuningArguments(RunArguments):
     model_name_or_path: str | None = option(
         None, "Base: a final_model/ folder or facebook/esm2_*. An adapter/ folder is continued or used."
     )
-    train_file: str | None = option(None, "Labelled proteins: FASTA (>ID LABEL), CSV or Parquet.")
+    task: str = option(
+        TASKS[0], "localization: places of a protein; residue: a label each; regression: a number.", TASKS
+    )
+    train_file: str | None = option(
+        None,
+        "Labelled proteins: FASTA (>ID LABEL or >ID NUMBER; for residues three lines: >ID, sequence, "
+        "labels), or CSV or Parquet with sequence and label, labels or target.",
+    )
     validation_file: str | None = option(None, "As --train_file; split off where absent.")
     test_file: str | None = option(None, "As --train_file; split off where absent.")
     dataset_name: str | None = option(
-        None, "A hub dataset with columns sequence (or seq) and label, instead of files."
+        None, "A hub dataset with columns sequence (or seq) and label, labels or target, instead of files."
     )
+    unlabelled: str = option("-", "The letter, or letters, of residues that have no label.")
     split: str = option("similarity", "How absent splits are split off: similarity or random.", METHODS)
     predict_file: str | None = option(None, "FASTA (.gz too), predicted into predictions.csv.")
     explain: int = option(0, "With --predict_file: residue attributions of its first so many proteins.")
@@ -75,7 +101,11 @@ class FinetuningArguments(RunArguments):
     learning_rate: float = option(1e-3, "Peak learning rate.")
     lr_scheduler_type: str = option("cosine", "As the Trainer's.")
     warmup_steps: float = option(0.1, "Steps; below 1, a share of all.")
-    metric_for_best_model: str = option("mcc", "Validation score that picks the checkpoint.", BEST)
+    metric_for_best_model: str | None = option(
+        None,
+        "Validation score that picks the checkpoint: mcc (default), macro_f1, accuracy or loss; of numbers "
+        "spearman (default), pearson, rmse or loss.",
+    )
     save_total_limit: int | None = option(2, "Checkpoints to keep, the best one not counted.")
     report_to: str = option("none", "tensorboard, wandb or mlflow (if installed), all or none.")
 
@@ -97,6 +127,7 @@ class FinetuningArguments(RunArguments):
             self._refuse_what_is_no_task()
         if not self.model_name_or_path:
             raise UserError("--model_name_or_path is needed; see: python finetune_localization.py --help")
+        self._settle_task()
         self.do_predict = self.predict_file is not None
         if self.max_seq_length < 4:
             raise UserError(f"--max_seq_length {self.max_seq_length}: must be at least 4")
@@ -105,11 +136,44 @@ class FinetuningArguments(RunArguments):
                 raise UserError(f"--{name} {getattr(self, name)}: must be above 0")
         if self.lora_rank < 1 or not 0 <= self.lora_dropout < 1:
             raise UserError("--lora_rank must be at least 1 and --lora_dropout in [0, 1)")
-        self.greater_is_better = self.metric_for_best_model != "loss"
+        self.greater_is_better = self.metric_for_best_model not in LESS_IS_BETTER
         self.metric_for_best_model = f"eval_{self.metric_for_best_model}"
         self.eval_strategy = self.save_strategy = "steps"
         self.load_best_model_at_end = True
         self.eval_steps = self.save_steps  # Trainer compares them before `set_steps` knows the data
+
+    def _settle_task(self) -> None:
+        """Take the task of a tuned model, and what follows from the task; refuse what does not go with it."""
+        if is_tuned(self.model_name_or_path):
+            task = read_settings(Path(self.model_name_or_path)).task
+            if self.was_given("task") and self.task != task:
+                raise UserError(
+                    f"--task {self.task}: {self.model_name_or_path} was tuned for --task {task}; "
+                    "give a model of this task"
+                )
+            self.task = task
+        for name in NOT_FOR[self.task]:
+            if self.was_given(name):
+                raise UserError(f"--{name} has no meaning with --task {self.task}; leave it out")
+        if not self.unlabelled:
+            raise UserError("--unlabelled '': give a letter that no label is, such as -")
+        if self.task == "residue":
+            self.pooling = NO_POOLING
+        best = BEST[self.task]
+        if self.metric_for_best_model is None:
+            self.metric_for_best_model = best[0]
+        if self.metric_for_best_model not in best:
+            raise UserError(
+                f"--metric_for_best_model {self.metric_for_best_model}: with --task {self.task} "
+                f"one of {', '.join(best)}"
+            )
+
+    @property
+    def kind(self) -> Places:
+        """What the proteins are labelled with."""
+        if self.task == "residue":
+            return Letters(self.unlabelled)
+        return Numbers() if self.task == "regression" else PLACES
 
     def set_steps(self, steps_per_epoch: int, accumulation: int) -> None:
         """Settle what depends on the data: the schedule's length; evaluation and checkpoint every epoch."""
@@ -131,7 +195,7 @@ class FinetuningArguments(RunArguments):
 
     def data_identity(self) -> dict:
         """The options that the splits depend on."""
-        names = "train_file validation_file test_file dataset_name split seed"
+        names = "task train_file validation_file test_file dataset_name unlabelled split seed"
         return {name: getattr(self, name) for name in names.split()}
 
     def _refuse_what_is_no_task(self) -> None:
@@ -154,7 +218,7 @@ class FinetuningArguments(RunArguments):
             )
         if not (self.train_file or self.dataset_name):
             for name in {**self.identity(), **self.data_identity()}:
-                if name not in ("model_name_or_path", "seed") and self.was_given(name):
+                if name not in ("task", "model_name_or_path", "seed") and self.was_given(name):
                     raise UserError(
                         f"--{name} is for training, which needs --train_file: a tuned model predicts as it "
                         "was trained"

@@ -1,17 +1,17 @@
-"""A tuned model without what classification put on top of it: plain layers in fp32."""
+"""A tuned model without what was put on top of it: plain layers in fp32."""
 
 import copy
 from pathlib import Path
 
 import torch
-from transformers import EsmConfig, EsmForSequenceClassification
+from transformers import EsmConfig, EsmPreTrainedModel
 
 from esm2_hyperpod.localization.model import attach_adapter, dequantized, load_base, load_tuned
 from esm2_hyperpod.localization.pooling import Pooling
 from esm2_hyperpod.localization.settings import ADAPTER_TUNINGS, read_adapter_settings, read_settings
 
 
-def merged(adapter: Path) -> EsmForSequenceClassification:
+def merged(adapter: Path) -> EsmPreTrainedModel:
     """The base with the adapter merged into it, in fp32 on the CPU.
 
     The base keeps the values its 4-bit weights stand for, since those are what the adapter was trained on;

@@ -109,7 +109,7 @@ def kmer_predictions(train: Sequence[str], train_targets: np.ndarray, test: Sequ
     """
     several = train_targets.ndim == 2
     regression = LogisticRegression(C=10.0, max_iter=500)
-    features = TfidfVectorizer(analyzer=_words, sublinear_tf=True)
+    features = TfidfVectorizer(analyzer=kmer_words, sublinear_tf=True)
     classifier = make_pipeline(features, OneVsRestClassifier(regression) if several else regression)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 500 rounds are plenty for a yardstick
@@ -117,7 +117,7 @@ def kmer_predictions(train: Sequence[str], train_targets: np.ndarray, test: Sequ
     return classifier.predict_proba(test)
 
 
-def _words(sequence: str) -> list[str]:
+def kmer_words(sequence: str) -> list[str]:
     """The features of a sequence, those of the termini marked so that they are counted apart."""
     parts = {"": sequence, "N-terminal ": sequence[:TERMINUS], "C-terminal ": sequence[-TERMINUS:]}
     return [

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from esm2_hyperpod.esm.model import Size
 from esm2_hyperpod.localization.pooling import Pooling
 from esm2_hyperpod.localization.prediction import BATCH_TOKENS
-from esm2_hyperpod.localization.settings import ADAPTER_TUNINGS
+from esm2_hyperpod.localization.settings import ADAPTER_TUNINGS, NO_POOLING
 
 BYTES_4_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
 OPTIMIZER_BYTES = 8  # AdamW's two moments, fp32
@@ -110,7 +110,7 @@ def _parameters(plan: Plan) -> tuple[int, int]:
     pooling_trained = 3 * (width**2 + width) if on_top.is_trained else 0
     contacts = (layers + on_top.layers) * plan.size.heads + 1
     base = layers * layer + 33 * width + 2 * width
-    head = width**2 + width + LABELS * (width + 1)
+    head = LABELS * (width + 1) + (0 if plan.pooling == NO_POOLING else width**2 + width)
     if plan.tuning == "full":
         return pooling - pooling_trained + contacts, base + head + pooling_trained
     # peft keeps an untouched copy of what it trains as a whole.

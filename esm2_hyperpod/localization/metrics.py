@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, softmax
 
-RESAMPLES = {"one label": 2_000, "several": 1_000}
+RESAMPLES = {"one label": 2_000, "several": 1_000, "residues": 1_000}
 ECE_BINS = 15
 
 
@@ -50,6 +50,23 @@ def intervals(
         shares = confusion.ravel() / confusion.sum()
         draws = random.multinomial(confusion.sum(), shares, size=RESAMPLES["one label"])
         found = scores_of_confusion(draws.reshape(-1, *confusion.shape))
+    return {name: np.percentile(values, [2.5, 97.5]).tolist() for name, values in found.items()}
+
+
+def intervals_over_proteins(confusions: np.ndarray, seed: int) -> dict[str, list[float]]:
+    """95% percentile intervals of `scores_of_confusion` where proteins, not their residues, are resampled.
+
+    Residues of one protein are right or wrong together, so resampling them would make intervals too narrow.
+
+    Args:
+        confusions: int[proteins, true, predicted label], the residues of each protein.
+    """
+    random, count = np.random.default_rng(seed), len(confusions)
+    flat = confusions.reshape(count, -1).astype(np.float64)
+    draws = [
+        random.multinomial(count, np.full(count, 1 / count)) @ flat for _ in range(RESAMPLES["residues"])
+    ]
+    found = scores_of_confusion(np.stack(draws).reshape(-1, *confusions.shape[1:]))
     return {name: np.percentile(values, [2.5, 97.5]).tolist() for name, values in found.items()}
 
 
@@ -111,16 +128,23 @@ def scores_of_sets(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray
 
 def per_class(truth: np.ndarray, predicted: np.ndarray, labels: list[str]) -> dict[str, dict[str, float]]:
     """Precision, recall, F1 and support (number of true proteins) of each label; 0 where undefined."""
-    rows = {}
-    for label, true, given in zip(labels, truth.T, predicted.T):
-        hits, support, predictions = int(true @ given), int(true.sum()), int(given.sum())
-        rows[label] = {
-            "precision": hits / max(predictions, 1),
-            "recall": hits / max(support, 1),
-            "f1": 2 * hits / max(support + predictions, 1),
-            "support": support,
-        }
-    return rows
+    counts = ((int(t @ p), int(t.sum()), int(p.sum())) for t, p in zip(truth.T, predicted.T))
+    return {label: _figures(*row) for label, row in zip(labels, counts)}
+
+
+def per_class_of_confusion(confusion: np.ndarray, labels: list[str]) -> dict[str, dict[str, float]]:
+    """As `per_class`, of a confusion matrix int[true, predicted label]."""
+    counts = zip(np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
+    return {label: _figures(*map(int, row)) for label, row in zip(labels, counts)}
+
+
+def _figures(hits: int, support: int, predictions: int) -> dict[str, float]:
+    return {
+        "precision": hits / max(predictions, 1),
+        "recall": hits / max(support, 1),
+        "f1": 2 * hits / max(support + predictions, 1),
+        "support": support,
+    }
 
 
 def probabilities(logits: np.ndarray, temperature: float, multi_label: bool) -> np.ndarray:

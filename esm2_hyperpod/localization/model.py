@@ -1,6 +1,7 @@
-"""The classifier: ESM-2 with pooling and a head; how it is built, adapted and loaded.
+"""The tuned model: ESM-2 with pooling and a head; how it is built, adapted and loaded.
 
-Every tuned model is a plain `EsmForSequenceClassification`, perhaps with a peft adapter.
+It is a plain `EsmForSequenceClassification`, or for one label a residue `EsmForTokenClassification`, perhaps
+with a peft adapter.
 """
 
 import contextlib
@@ -14,7 +15,12 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import BitsAndBytesConfig, EsmForSequenceClassification
+from transformers import (
+    BitsAndBytesConfig,
+    EsmForSequenceClassification,
+    EsmForTokenClassification,
+    EsmPreTrainedModel,
+)
 from transformers import logging as transformers_logging
 
 from esm2_hyperpod.errors import UserError, first_sentence
@@ -30,11 +36,16 @@ from esm2_hyperpod.localization.settings import (
 )
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+CLASSES = {
+    "localization": EsmForSequenceClassification,
+    "residue": EsmForTokenClassification,
+    "regression": EsmForSequenceClassification,
+}
 
 
 def build(
     settings: Settings, lora: Lora, device: torch.device, bf16: bool, adapter: Path | None = None
-) -> EsmForSequenceClassification | PeftModel:
+) -> EsmPreTrainedModel | PeftModel:
     """A model ready for training: base weights, fresh pooling and head, LoRA where `tuning` asks for it.
 
     With `adapter`, that folder's LoRA, pooling and head instead of fresh ones. `bf16` is as in `load_base`.
@@ -50,7 +61,7 @@ def build(
     if settings.tuning in ADAPTER_TUNINGS:
         numbers = "|".join(str(number) for number in range(pooling.base_layers))
         config = LoraConfig(
-            task_type=TaskType.SEQ_CLS,
+            task_type=TaskType.TOKEN_CLS if settings.task == "residue" else TaskType.SEQ_CLS,
             base_model_name_or_path=settings.base,
             r=lora.rank,
             lora_alpha=lora.alpha,
@@ -78,7 +89,7 @@ def choose_trainable(model: torch.nn.Module, settings: Settings) -> None:
             parameter.requires_grad_(wanted)
 
 
-def load_base(settings: Settings, device: torch.device, bf16: bool) -> EsmForSequenceClassification:
+def load_base(settings: Settings, device: torch.device, bf16: bool) -> EsmPreTrainedModel:
     """The base model with an untrained pooling layer and head; 4-bit where `tuning` is `qlora`.
 
     Weights are fp32; `bf16` is what 4-bit ones compute in, autocast being told by the caller.
@@ -89,14 +100,12 @@ def load_base(settings: Settings, device: torch.device, bf16: bool) -> EsmForSeq
         try:
             config = read_config(settings.base)
             pooling = Pooling(settings.pooling, config.num_hidden_layers)
-            model, report = EsmForSequenceClassification.from_pretrained(
+            model, report = CLASSES[settings.task].from_pretrained(
                 settings.base,
                 num_labels=len(settings.labels),
                 id2label=dict(enumerate(settings.labels)),
                 label2id={label: number for number, label in enumerate(settings.labels)},
-                problem_type="multi_label_classification"
-                if settings.multi_label
-                else "single_label_classification",
+                problem_type=_problem(settings),
                 num_hidden_layers=pooling.base_layers + pooling.layers,
                 quantization_config=_four_bit(pooling, bf16) if settings.tuning == "qlora" else None,
                 device_map={"": device},
@@ -142,7 +151,7 @@ def load_tuned(folder: Path, device: torch.device, bf16: bool) -> torch.nn.Modul
         model = attach_adapter(load_base(read_settings(folder), device, bf16), folder)
     else:
         with _corrupt(folder):
-            model = EsmForSequenceClassification.from_pretrained(
+            model = CLASSES[read_settings(folder).task].from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True
             )
         model.to(device)
@@ -164,16 +173,29 @@ def restore_adapter(model: PeftModel, folder: Path) -> None:
     assert not unused, f"{folder}: holds weights this model has no place for: {unused[0]}"
 
 
-def dequantized(model: EsmForSequenceClassification) -> EsmForSequenceClassification:
+def dequantized(model: EsmPreTrainedModel) -> EsmPreTrainedModel:
     """A 4-bit model as a plain one in fp32, with the values that its 4-bit weights stand for."""
     with _quietly():
         return model.dequantize()
+
+
+def judges_residues(model: torch.nn.Module) -> bool:
+    """Whether the model gives logits for each token, not for each protein."""
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    return isinstance(model, EsmForTokenClassification)
 
 
 def four_bit_weights(model: torch.nn.Module) -> tuple[int, int]:
     """Number of linear layers held in 4 bits, and the bytes of their weights."""
     weights = [p for p in model.parameters() if type(p).__name__ == "Params4bit" and p.dtype == torch.uint8]
     return len(weights), sum(weight.numel() for weight in weights)
+
+
+def _problem(settings: Settings) -> str | None:
+    """What transformers calls the task, for who trains the model further without us."""
+    if settings.task == "localization":
+        return "multi_label_classification" if settings.multi_label else "single_label_classification"
+    return "regression" if settings.task == "regression" else None
 
 
 @contextlib.contextmanager

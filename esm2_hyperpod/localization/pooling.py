@@ -22,12 +22,14 @@ from dataclasses import dataclass
 import torch
 from transformers import EsmForSequenceClassification
 
+from esm2_hyperpod.localization.settings import NO_POOLING
+
 MEAN_WEIGHT = 1e4
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """One of `POOLINGS` on a base of so many layers."""
+    """One of `POOLINGS`, or `NO_POOLING`, on a base of so many layers."""
 
     kind: str
     base_layers: int
@@ -40,7 +42,7 @@ class Pooling:
     @property
     def layers(self) -> int:
         """ESM layers on top of the base's."""
-        return 0 if self.kind == "cls" else 1
+        return 0 if self.kind in ("cls", NO_POOLING) else 1
 
     @property
     def is_trained(self) -> bool:
@@ -49,7 +51,7 @@ class Pooling:
 
     @property
     def modules(self) -> list[str]:
-        """Names of its layers below `esm.`; none for `cls`."""
+        """Names of its layers below `esm.`; none for `cls` and `none`."""
         return [f"encoder.layer.{self.base_layers}"] * self.layers
 
     def holds(self, parameter: str) -> bool:

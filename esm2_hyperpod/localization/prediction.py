@@ -13,8 +13,9 @@ from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.localization.attribution import Attribution, integrated_gradients, write_attributions
 from esm2_hyperpod.localization.encoding import collate, crop, encode_cropped
 from esm2_hyperpod.localization.metrics import decide
-from esm2_hyperpod.localization.model import load_tuned
+from esm2_hyperpod.localization.model import judges_residues, load_tuned
 from esm2_hyperpod.localization.settings import SETTINGS, read_settings
+from esm2_hyperpod.localization.tasks import task_of
 from esm2_hyperpod.proteins.records import Record, read_records, refuse_nucleotides, residues_of
 from esm2_hyperpod.streaming.batches import BATCH_TOKENS, in_turns, length_batches
 from esm2_hyperpod.streaming.resumable import CHUNK, ResumableFile, chunks, csv_bytes
@@ -25,6 +26,7 @@ def predict_logits(
 ) -> np.ndarray:
     """Logits float32[proteins, labels] of encoded proteins, in their order, on every rank.
 
+    Of a model that judges residues, float32[tokens, labels]: the tokens of one protein after the other.
     Proteins of like length share a batch; ranks take batches in turn, unless this one predicts `alone`. With
     `bf16` under autocast, as training in bf16 is.
     """
@@ -32,12 +34,19 @@ def predict_logits(
     batches = length_batches([len(row) for row in ids], BATCH_TOKENS[device.type])
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         # One tensor for all: small results kept between large temporaries would leave holes in the heap.
-        logits = torch.zeros(len(ids), model.config.num_labels, device=device)
+        tokens = judges_residues(model)
+        rows = np.cumsum([0, *(len(row) if tokens else 1 for row in ids)])
+        logits = torch.zeros(int(rows[-1]), model.config.num_labels, device=device)
         longest_first = batches[::-1]  # no later one needs more memory
         for batch in in_turns(longest_first, logits, alone=alone):
             inputs = collate([{"input_ids": ids[index]} for index in batch])
             inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-            logits[torch.from_numpy(batch).to(device)] = model(**inputs).logits.float()
+            given = model(**inputs).logits.float()
+            if tokens:
+                for index, row in zip(batch, given):
+                    logits[rows[index] : rows[index + 1]] = row[: len(ids[index])]
+            else:
+                logits[torch.from_numpy(batch).to(device)] = given
     return logits.cpu().numpy()
 
 
@@ -55,6 +64,7 @@ class Predictor:
 
     def __init__(self, folder: Path, device: torch.device, bf16: bool):
         self.settings = read_settings(folder)
+        self.task = task_of(self.settings)
         self._folder, self._device, self._bf16 = folder, device, bf16
 
     @functools.cached_property
@@ -63,7 +73,7 @@ class Predictor:
         return load_tuned(self._folder, self._device, self._bf16)
 
     def logits(self, ids: Sequence[np.ndarray]) -> np.ndarray:
-        """`predict_logits` of encoded proteins: float32[proteins, labels]. All ranks take part."""
+        """`predict_logits` of encoded proteins. All ranks take part."""
         return predict_logits(self.model, ids, self._bf16)
 
     def is_current(self, output: Path, fasta: Path, explained: int = 0) -> bool:
@@ -81,7 +91,7 @@ class Predictor:
     def predict_file(
         self, fasta: Path, output: Path, stop_asked: Callable[[], bool] = lambda: False
     ) -> int | None:
-        """Write `output` (id, label, the probability of each label): a row a record of `fasta`, in its order.
+        """Write `output` (id, and the task's columns): a row a record of `fasta`, in its order.
 
         Memory does not grow with the file. It is a `ResumableFile`: interrupted, it is resumed provided that
         file, model and precision are the same. All ranks take part. Returns the number of proteins in
@@ -92,7 +102,7 @@ class Predictor:
         file = ResumableFile(output, self._identity(fasta))
         done = file.grow(
             read_records(fasta),
-            csv_bytes([["id", "label", *self.settings.labels]]),
+            csv_bytes([["id", *self.task.columns(self.settings)]]),
             self._rows,
             lambda records: chunks(records, CHUNK),
             title=f"predicting {fasta.name}",
@@ -148,11 +158,9 @@ class Predictor:
         return {path.name: file_digest(path) for path in parts}
 
     def _rows(self, chunk: Sequence[Record]) -> bytes:
-        """The CSV rows of some records; a record without residues has no label and no probabilities."""
+        """The CSV rows of some records; a record without residues has its id only."""
         sequences = [residues_of(record.sequence) for record in chunk]
-        logits = self.logits([encode_cropped(sequence, self.settings) for sequence in sequences])
-        empty = [""] * (1 + len(self.settings.labels))
-        given = zip(chunk, sequences, self.settings.probabilities(logits))
-        return csv_bytes(
-            [record.id, *(self.settings.cells(row) if text else empty)] for record, text, row in given
-        )
+        logits = self.logits(self.task.inputs(sequences, self.settings))
+        empty = [""] * len(self.task.columns(self.settings))
+        given = zip(chunk, sequences, self.task.cells(sequences, logits, self.settings))
+        return csv_bytes([record.id, *(cells if text else empty)] for record, text, cells in given)

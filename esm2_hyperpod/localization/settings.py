@@ -11,17 +11,28 @@ from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.localization.metrics import decide, fit_temperature, probabilities
 
 SETTINGS = "localization.json"
+TASKS = ("localization", "residue", "regression")
+BEST = {  # validation scores that may pick the checkpoint, the usual one first
+    "localization": ("mcc", "macro_f1", "accuracy", "loss"),
+    "residue": ("mcc", "macro_f1", "accuracy", "loss"),
+    "regression": ("spearman", "pearson", "rmse", "loss"),
+}
+LESS_IS_BETTER = ("rmse", "loss")
 ADAPTER = "adapter_config.json"
 ADAPTER_TUNINGS = ("qlora", "lora")
 TUNINGS = (*ADAPTER_TUNINGS, "head", "full")
 POOLINGS = ("cls", "mean", "attention")
+NO_POOLING = "none"  # the head judges each residue by itself
 CROPS = ("ends", "start", "end")
 LORA_TARGETS = {"all": "query|key|value|dense", "attention": "query|key|value"}
 
 
 @dataclass
 class Settings:
-    """What must be known to use a tuned model, saved beside it as `localization.json`."""
+    """What must be known to use a tuned model, saved beside it as `localization.json`.
+
+    `mean` and `scale` are those of the training proteins' numbers: the model gives (number - mean) / scale.
+    """
 
     base: str
     labels: list[str]
@@ -31,6 +42,9 @@ class Settings:
     max_seq_length: int
     crop: str
     temperature: float = 1.0
+    task: str = TASKS[0]
+    mean: float = 0.0
+    scale: float = 1.0
 
     def calibrate(self, logits: np.ndarray, targets: np.ndarray) -> None:
         """Fit the temperature on validation logits float[proteins, labels]."""

@@ -1,5 +1,6 @@
-"""Training the classifier: batches that any number of processes cut alike, the loss, the Trainer."""
+"""Training: batches that any number of processes cut alike, the loss of a whole step, the Trainer."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import PeftModel
-from torch.nn import functional
 from torch.utils.data import DataLoader, Sampler
 
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.hashing import key64, permutation
 from esm2_hyperpod.localization.arguments import FinetuningArguments
-from esm2_hyperpod.localization.encoding import EncodedProteins, collate
-from esm2_hyperpod.localization.metrics import as_rows, decide, probabilities, scores
+from esm2_hyperpod.localization.encoding import Encoded, collate
 from esm2_hyperpod.localization.model import restore_adapter
 from esm2_hyperpod.localization.prediction import predict_logits
+from esm2_hyperpod.localization.settings import Settings
+from esm2_hyperpod.localization.tasks import task_of
 from esm2_hyperpod.training.trainer import ResumableTrainer
 
 POOL_OF_BATCHES = 8
@@ -82,14 +83,16 @@ class MicroBatches(Sampler[list[int]]):
         return self._total_steps * self._plan.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        epoch_of_order, order = None, None
         for step in self._steps:
-            epoch, number = divmod(step, self._plan.steps_per_epoch)
-            if epoch != epoch_of_order:
-                epoch_of_order, order = epoch, self._epoch(epoch)
-            for micro_batch in order[number][self._rank :: self._processes]:
+            for micro_batch in self.step(step)[self._rank :: self._processes]:
                 yield micro_batch.tolist()
 
+    def step(self, step: int) -> np.ndarray:
+        """Protein indices int64[micro-batches of all ranks, proteins] of one optimizer step."""
+        epoch, number = divmod(step, self._plan.steps_per_epoch)
+        return self._epoch(epoch)[number]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - one sampler a run
     def _epoch(self, epoch: int) -> np.ndarray:
         """Protein indices int64[steps, micro-batches of all ranks, proteins]."""
         plan = self._plan
@@ -101,23 +104,25 @@ class MicroBatches(Sampler[list[int]]):
         return steps[permutation(plan.steps_per_epoch, key64(self._seed, epoch, 1))]
 
 
-class LocalizationTrainer(ResumableTrainer):
-    """Trains the classifier over global batches, scores all validation proteins, restores adapters exactly.
+class FinetuningTrainer(ResumableTrainer):
+    """Trains over global batches, scores all validation proteins, restores adapters exactly.
 
     Args:
+        settings: of the model; its task judges it.
         train, validation: the encoded proteins.
         plan: how the global batch is cut.
         class_weights: float[labels], or None.
     """
 
-    loss_is_scaled_for_ga = False  # the loss is the mean of a micro-batch, and micro-batches are equal
+    loss_is_scaled_for_ga = False  # Trainer takes the mean over micro-batches, see `compute_loss`
 
     def __init__(
         self,
         model: torch.nn.Module,
         args: FinetuningArguments,
-        train: EncodedProteins,
-        validation: EncodedProteins,
+        settings: Settings,
+        train: Encoded,
+        validation: Encoded,
         plan: BatchPlan,
         class_weights: torch.Tensor | None,
         callbacks: list,
@@ -126,13 +131,14 @@ class LocalizationTrainer(ResumableTrainer):
         # transformers 5.23 takes forward's **kwargs for a loss that divides itself. Not needed once a Trainer
         # with a compute_loss of its own is not asked.
         self.model_accepts_loss_kwargs = False
-        self._plan = plan
+        self._plan, self._settings, self._task = plan, settings, task_of(settings)
+        self._counted = self._task.counted(train)
         self._class_weights = None if class_weights is None else class_weights.to(args.device)
 
-    def get_train_dataloader(self) -> DataLoader:
-        """This rank's micro-batches, from `first_step` to the end of the schedule."""
+    @functools.cached_property
+    def _batches(self) -> MicroBatches:
         args = self.args
-        batches = MicroBatches(
+        return MicroBatches(
             [len(ids) for ids in self.train_dataset.ids],
             self._plan,
             args.seed,
@@ -141,9 +147,13 @@ class LocalizationTrainer(ResumableTrainer):
             args.process_index,
             args.world_size,
         )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This rank's micro-batches, from `first_step` to the end of the schedule."""
+        args = self.args
         return DataLoader(
             self.train_dataset,
-            batch_sampler=batches,
+            batch_sampler=self._batches,
             collate_fn=collate,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.device.type == "cuda",
@@ -155,14 +165,19 @@ class LocalizationTrainer(ResumableTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """`classification_loss` of one micro-batch."""
+        """A micro-batch's share of the step's loss, which is the mean over all that counts in the step.
+
+        Trainer then takes the mean over micro-batches, and DDP over processes: the factor undoes both.
+        """
         targets = inputs.pop("labels")
         outputs = model(**inputs)
-        loss = classification_loss(outputs.logits, targets, self._class_weights)
+        counted = max(int(self._counted[self._batches.step(self.state.global_step)].sum()), 1)
+        factor = self._plan.accumulation * self.args.world_size / counted
+        loss = self._task.loss(outputs.logits, targets, self._class_weights) * factor
         return (loss, outputs) if return_outputs else loss
 
-    def logits(self, proteins: EncodedProteins) -> np.ndarray:
-        """What the model gives the proteins, in the precision of training: float32[proteins, labels]."""
+    def logits(self, proteins: Encoded) -> np.ndarray:
+        """What the model gives the proteins, in the precision of training, as the task has it."""
         self.model.eval()
         logits = predict_logits(self.model, proteins.ids, self.args.bf16)
         self.model.train()
@@ -170,12 +185,12 @@ class LocalizationTrainer(ResumableTrainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """Loss and scores of the validation proteins, logged."""
-        logits, targets = self.logits(self.eval_dataset), self.eval_dataset.targets
-        several = targets.ndim == 2
-        predicted = decide(probabilities(logits, 1.0, several), several)
-        found = scores(as_rows(targets, logits.shape[1]), predicted, several)
-        loss = classification_loss(torch.from_numpy(logits), torch.from_numpy(targets), None)
-        metrics = {"eval_loss": float(loss), **{f"eval_{name}": value for name, value in found.items()}}
+        proteins, task = self.eval_dataset, self._task
+        logits = self.logits(proteins)
+        targets = torch.from_numpy(task.flat_targets(proteins))
+        loss = float(task.loss(torch.from_numpy(logits), targets, None)) / int(task.counted(proteins).sum())
+        found = task.figures(logits, proteins, self._settings)
+        metrics = {"eval_loss": loss, **{f"eval_{name}": value for name, value in found.items()}}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -199,26 +214,12 @@ class LocalizationTrainer(ResumableTrainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
-def classification_loss(
-    logits: torch.Tensor, targets: torch.Tensor, class_weights: torch.Tensor | None
-) -> torch.Tensor:
-    """Mean loss of a micro-batch, in fp32. Weighted losses are divided by the number of proteins, not by
-    the weights that happen to be in the micro-batch, so that the mean over micro-batches is exact.
+def balanced_weights(targets: np.ndarray) -> torch.Tensor:
+    """Weight of each label, inverse to its frequency, of mean 1 over what is labelled: float32[labels].
 
     Args:
-        logits: [proteins, labels].
-        targets: int64[proteins] label numbers, or float[proteins, labels] of 0 and 1.
-        class_weights: float[labels], of mean 1 over the training proteins, or None.
+        targets: int64[n] label numbers, negative where there is none, or 0/1 float[n, labels].
     """
-    logits = logits.float()
-    if targets.is_floating_point():
-        loss = functional.binary_cross_entropy_with_logits(logits, targets, class_weights, reduction="none")
-        return loss.mean()
-    return functional.cross_entropy(logits, targets, class_weights, reduction="none").mean()
-
-
-def balanced_weights(targets: np.ndarray) -> torch.Tensor:
-    """Weight of each label, inverse to its frequency, scaled to mean 1 over the proteins: float32[labels]."""
-    counts = targets.sum(axis=0) if targets.ndim == 2 else np.bincount(targets)
+    counts = targets.sum(axis=0) if targets.ndim == 2 else np.bincount(targets[targets >= 0])
     weights = counts.sum() / (len(counts) * np.maximum(counts, 1))
     return torch.tensor(weights, dtype=torch.float32)

@@ -17,7 +17,8 @@ from esm2_hyperpod.artifacts import (
     write_json_atomically,
 )
 from esm2_hyperpod.errors import UserError
-from esm2_hyperpod.proteins.labelled import Protein, Rejected, clean, count_labels
+from esm2_hyperpod.proteins.kinds import PLACES, Places
+from esm2_hyperpod.proteins.labelled import Protein, Rejected, clean
 from esm2_hyperpod.proteins.records import refuse_nucleotides
 from esm2_hyperpod.proteins.similarity import KMERS_METHOD, group_similar, similar_pairs
 
@@ -38,7 +39,7 @@ class Splits:
     facts: dict[str, Any]
 
 
-def make_splits(given: dict[str, Iterable[Protein]], method: str, seed: int) -> Splits:
+def make_splits(given: dict[str, Iterable[Protein]], method: str, seed: int, kind: Places = PLACES) -> Splits:
     """Complete what was given (`train`, perhaps `validation` and `test`) to three splits.
 
     A published test mark in `train` is respected. What is missing is split off `train`: a fifth for the
@@ -50,7 +51,7 @@ def make_splits(given: dict[str, Iterable[Protein]], method: str, seed: int) -> 
     """
     parts, rejected = {}, []
     for name, rows in given.items():
-        parts[name], unusable = clean(rows)
+        parts[name], unusable = clean(rows, kind)
         rejected += unusable
         refuse_nucleotides((p.sequence for p in parts[name]), f"the {name} proteins")
         if not parts[name]:
@@ -71,7 +72,7 @@ def make_splits(given: dict[str, Iterable[Protein]], method: str, seed: int) -> 
     grouping = "none needed, the splits were given"
     if missing:
         origin.update(dict.fromkeys(missing, method))
-        split_off, grouping = _split_off(parts["train"], missing, similar, method, seed)
+        split_off, grouping = _split_off(parts["train"], missing, similar, method, seed, kind)
         parts.update(split_off)
         if method == "similarity":
             held_out = [protein for name in missing for protein in parts[name]]
@@ -80,21 +81,19 @@ def make_splits(given: dict[str, Iterable[Protein]], method: str, seed: int) -> 
             rejected += [Rejected(p.where, p.id, reason) for p in parts["train"] if p.where in relatives]
             parts["train"] = [p for p in parts["train"] if p.where not in relatives]
 
-    labels = count_labels(parts["train"])
-    if len(labels) < 2:
-        raise UserError(
-            f"the training proteins have {len(labels)} label(s), which leaves nothing to tell "
-            "apart; give proteins of two labels or more"
-        )
+    kind.check_training(parts["train"])
+    about = kind.facts(parts["train"])
     for name in HELD_OUT_FOLDS:
-        parts[name], unknown = _with_known_labels(parts[name], set(labels))
+        parts[name], unknown = _with_known_labels(parts[name], set(about["labels"]), kind)
         rejected += unknown
         if not parts[name]:
-            raise UserError(f"the {name} split is empty; give more proteins or a --{name}_file")
+            first = f", {unknown[0].where}: {unknown[0].reason}" if unknown else ""
+            raise UserError(f"the {name} split is empty{first}; give more proteins or a --{name}_file")
+        kind.check_held_out(name, parts[name])
     facts = {
         "origin": {name: origin.get(name, "given") for name in SPLITS},
         "proteins": {name: len(parts[name]) for name in SPLITS},
-        "labels": labels,
+        **about,
         "grouping": grouping,
         "test_proteins_like_a_training_protein": len(similar.among(parts["test"], parts["train"])),
         "leak_measured_by": KMERS_METHOD,
@@ -131,10 +130,10 @@ def _without_held_out(train: list[Protein], held_out: list[Protein]) -> tuple[li
 
 
 def _split_off(
-    train: list[Protein], names: list[str], similar: Similarities, method: str, seed: int
+    train: list[Protein], names: list[str], similar: Similarities, method: str, seed: int, kind: Places
 ) -> tuple[dict[str, list[Protein]], str]:
     """`names` split off `train`, and what is left as `train`; and the grouping in words."""
-    folds, grouping = _folds(train, similar.between(train, train), method, seed)
+    folds, grouping = _folds(train, similar.between(train, train), method, seed, kind)
     part_of_fold = {fold: name for name in names for fold in HELD_OUT_FOLDS[name]}
     parts: dict[str, list[Protein]] = {name: [] for name in ("train", *names)}
     for protein, fold in zip(train, folds):
@@ -142,7 +141,7 @@ def _split_off(
     return parts, grouping
 
 
-def _folds(proteins: list[Protein], pairs, method: str, seed: int) -> tuple[np.ndarray, str]:
+def _folds(proteins: list[Protein], pairs, method: str, seed: int, kind: Places) -> tuple[np.ndarray, str]:
     """Fold number of each protein, balanced over labels, groups kept whole; and the grouping in words."""
     if method == "random":
         groups, description = np.arange(len(proteins)), "none: split at random, homologues on both sides"
@@ -150,13 +149,13 @@ def _folds(proteins: list[Protein], pairs, method: str, seed: int) -> tuple[np.n
         groups, description = group_similar([protein.sequence for protein in proteins], pairs)
         largest = np.bincount(np.unique(groups, return_inverse=True)[1]).max(initial=0)
         description += f": {len(np.unique(groups)):,} groups, the largest of {largest:,} proteins"
-    labels = np.array([protein.label for protein in proteins])
+    labels = kind.strata(proteins)
     kinds = len(np.unique(groups))
     if kinds < FOLDS or np.unique(labels, return_counts=True)[1].max(initial=0) < FOLDS:
         raise UserError(
             f"{len(proteins)} usable proteins in {kinds} groups of similar ones are too few to split "
             f"(at least {FOLDS} groups, and {FOLDS} proteins of one label); give --validation_file "
-            "and --test_file"
+            "and --test_file" + (", or --split random" if FOLDS <= len(proteins) != kinds else "")
         )
     folds = np.empty(len(proteins), dtype=np.int64)
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
@@ -170,10 +169,12 @@ def _folds(proteins: list[Protein], pairs, method: str, seed: int) -> tuple[np.n
     return folds, description
 
 
-def _with_known_labels(proteins: list[Protein], known: set[str]) -> tuple[list[Protein], list[Rejected]]:
+def _with_known_labels(
+    proteins: list[Protein], known: set[str], kind: Places
+) -> tuple[list[Protein], list[Rejected]]:
     kept, rejected = [], []
     for protein in proteins:
-        strangers = set(protein.label.split("|")) - known
+        strangers = set(kind.parts(protein.label)) - known
         if strangers:
             reason = f"no training protein has the label {', '.join(sorted(strangers))}"
             rejected.append(Rejected(protein.where, protein.id, reason))

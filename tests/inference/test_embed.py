@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from transformers import EsmForMaskedLM
 
 from esm2_hyperpod.alphabet import encode
-from esm2_hyperpod.inference.windows import windows
 from esm2_hyperpod.localization.model import build
+from esm2_hyperpod.streaming.windows import windows
 
 READ = {name: text.upper().rstrip("*") for name, text in PROTEINS.items() if text}
 

@@ -10,7 +10,7 @@ from helpers.inference import call, script
 from esm2_hyperpod.alphabet import AMINO_ACIDS
 from esm2_hyperpod.inference import variant_scores
 from esm2_hyperpod.inference.variants import WildType, scan
-from esm2_hyperpod.inference.windows import window_of
+from esm2_hyperpod.streaming.windows import window_of
 
 SEQUENCE = "MKTAYIAKQRQISFVKSHFS"
 MUTANTS = ["K25A", "A27G:K31R", "WT", "S43W", "t26c:Q32E:R33K"]  # the first residue is number 24

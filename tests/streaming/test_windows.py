@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esm2_hyperpod.inference.windows import window_of, windows
+from esm2_hyperpod.streaming.windows import window_of, windows
 
 
 @settings(max_examples=30, deadline=None)
