@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Fine-tune with QLoRA to predict where in the cell a protein lives.
+# Fine-tune with QLoRA to predict where in the cell a protein lives, or what TASK says.
 #
 #   TRAIN_FILE=deeploc.fasta sbatch 4.finetune_qlora.sh            on the cluster, one node
 #   MODEL_NAME_OR_PATH=facebook/esm2_t33_650M_UR50D TRAIN_FILE=deeploc.fasta bash 4.finetune_qlora.sh
+#   TASK=residue TRAIN_FILE=secondary_structure.csv sbatch 4.finetune_qlora.sh    a label a residue
+#   TASK=regression TRAIN_FILE=stability.csv sbatch 4.finetune_qlora.sh           a number a protein
 #
 # Arguments go to finetune_localization.py (python finetune_localization.py --help) and override what is set here.
 #SBATCH --job-name=esm2-localization
@@ -22,13 +24,15 @@ REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 [ -d "$REPOSITORY/cluster_setup" ] || { echo "4.finetune_qlora.sh: error: this copy is not in its repository; run the one there" >&2; exit 1; }
 source "$REPOSITORY/cluster_setup/job_environment.sh"
 
-: "${OUTPUT_DIR:=$FSX_DIR/runs/localization}"
+: "${TASK:=localization}"
+: "${OUTPUT_DIR:=$FSX_DIR/runs/$TASK}"
 : "${MODEL_NAME_OR_PATH:=$FSX_DIR/runs/ddp/final_model}"
 if [ $# = 0 ] && ! in_slurm_job && [ -z "${TRAIN_FILE:-}" ]; then
   say_what_for "no labelled proteins: give them with TRAIN_FILE=labelled.fasta"
 fi
 
 TRAINING_ARGUMENTS=(
+  --task "$TASK"
   --model_name_or_path "$MODEL_NAME_OR_PATH"
   --output_dir "$OUTPUT_DIR"
 )

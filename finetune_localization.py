@@ -1,8 +1,5 @@
 r"""Fine-tune ESM-2 to say where in the cell a protein lives, and predict with the result.
 
-Or, with --task residue, to label each residue (secondary structure, binding sites, disorder), and with
---task regression to give each protein a number (stability, fluorescence).
-
     python finetune_localization.py --model_name_or_path runs/ddp/final_model \
         --train_file deeploc.fasta --output_dir runs/localization
     python finetune_localization.py --model_name_or_path runs/localization/adapter \
@@ -10,8 +7,9 @@ Or, with --task residue, to label each residue (secondary structure, binding sit
     python finetune_localization.py --task residue --model_name_or_path runs/ddp/final_model \
         --train_file secondary_structure.csv --output_dir runs/residue
 
---estimate_memory says what training takes on a 24 GB GPU, with neither data nor weights.
-4.finetune_qlora.sh starts it with torchrun, one process a GPU.
+--task residue labels each residue (secondary structure, binding sites, disorder), --task regression gives
+each protein a number (stability, fluorescence). --estimate_memory says what training takes on a 24 GB GPU,
+with neither data nor weights. 4.finetune_qlora.sh starts it with torchrun, one process a GPU.
 
 Writes to --output_dir: splits/, checkpoint-N/, adapter/ (model/ for --tuning head and full), metrics.json,
 report.md, confusion_matrix.png and reliability.png (predicted_against_true.png for numbers),

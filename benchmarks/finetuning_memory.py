@@ -28,7 +28,7 @@ from benchmarks.results import record  # noqa: E402
 from esm2_hyperpod.esm.model import SIZES, Size, build_config  # noqa: E402
 from esm2_hyperpod.localization.memory import LABELS, Estimate, Plan, estimate, evaluation_bytes  # noqa: E402
 from esm2_hyperpod.localization.model import build  # noqa: E402
-from esm2_hyperpod.localization.settings import Lora, Settings  # noqa: E402
+from esm2_hyperpod.localization.settings import NO_POOLING, Lora, Settings  # noqa: E402
 from esm2_hyperpod.training.throughput import device_name  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -121,6 +121,7 @@ def measure(plan: Plan) -> dict[str, int]:
         EsmForMaskedLM(config).save_pretrained(base)
         labels = [str(number) for number in range(LABELS)]
         settings = Settings(base, labels, False, plan.tuning, plan.pooling, plan.length, "ends")
+        settings.task = "residue" if plan.pooling == NO_POOLING else "localization"
         lora = Lora(plan.lora_rank, 2 * plan.lora_rank, 0.0, plan.lora_targets)
         model = build(settings, lora, DEVICE, plan.half).train()
     if plan.checkpointing:

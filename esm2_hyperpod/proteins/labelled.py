@@ -8,6 +8,7 @@ in several places has them joined by `|`, or as a list. Labels of other kinds: `
 """
 
 import csv
+import itertools
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -115,17 +116,18 @@ def _read_pairs(path: Path) -> Iterator[Protein]:
     """Records of three lines: `>ID [test]`, the sequence, a letter for each residue (as CAID's)."""
     with open_text(path) as file:
         lines = [(number, line.strip()) for number, line in enumerate(file, start=1) if line.strip()]
-    for at in range(0, len(lines), 3):
-        (number, header), *rest = lines[at : at + 3]
-        if not header.startswith(">") or len(rest) < 2 or any(line.startswith(">") for _, line in rest):
+    starts = [at for at, (_, line) in enumerate(lines) if line.startswith(">")]
+    if not starts:
+        raise UserError(f"{path}: holds no FASTA record; is it the right file?")
+    for start, end in itertools.pairwise([0, *starts[1:], len(lines)]):
+        (number, header), *rest = lines[start:end]
+        if not header.startswith(">") or len(rest) != 2:
             raise UserError(
                 f"{path}:{number}: not three lines a protein: >ID, its sequence, a letter for each residue; "
                 "put each on one line, or give a table with columns sequence and labels"
             )
         words = header[1:].split() or [""]
         yield Protein(f"{path}:{number}", words[0], rest[0][1], rest[1][1], "test" in words[1:])
-    if not lines:
-        raise UserError(f"{path}: holds no FASTA record; is it the right file?")
 
 
 def _read_csv(path: Path, kind: Places) -> Iterator[Protein]:

@@ -19,16 +19,18 @@ def residue_labels(sequence: str) -> str:
 
 
 def number_of(sequence: str) -> float:
-    """Ten times the share of charged residues, and three more with the motif WW."""
-    return 10 * sum(one in "DEKR" for one in sequence) / len(sequence) + 3 * ("WW" in sequence) + 50
+    """Ten times the share of charged residues, and two more with the motif WW; 50 on top."""
+    return 10 * sum(one in "DEKR" for one in sequence) / len(sequence) + 2 * ("WW" in sequence) + 50
 
 
 def proteins(count: int, seed: int) -> list[tuple[str, str]]:
-    """(id, sequence) of unrelated proteins of 20 to 90 residues; half have the motif WW."""
+    """(id, sequence) of unrelated proteins of 20 to 60 residues, more or less charged; half hold WW."""
     random = np.random.default_rng(seed)
     rows = []
     for number in range(count):
-        letters = random.choice(list(RESIDUES), random.integers(20, 90), p=random.dirichlet(np.full(20, 2.0)))
+        charge = random.uniform(0.2, 8)
+        weights = np.array([charge if one in "DEKR" else 1.0 for one in RESIDUES])
+        letters = random.choice(list(RESIDUES), random.integers(20, 60), p=weights / weights.sum())
         if number % 2:
             at = random.integers(1, len(letters) - 3)
             letters[at : at + 2] = "W"

@@ -242,6 +242,13 @@ def test_each_wrapper_has_an_output_folder_of_its_own(cluster):
     assert folders == {str(cluster.output.parent / "runs" / name) for name in ("ddp", "fsdp", "localization")}
 
 
+def test_each_task_of_step_4_has_an_output_folder_of_its_own(cluster):
+    cluster.sbatch("4.finetune_qlora.sh", TASK="residue")
+    arguments = cluster.arguments("ip-7")
+    assert option(arguments, "--task") == "residue"
+    assert option(arguments, "--output_dir") == str(cluster.output.parent / "runs" / "residue")
+
+
 @pytest.mark.parametrize(
     ("step_codes", "steps", "requeued", "final"),
     [

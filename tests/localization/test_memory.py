@@ -19,6 +19,7 @@ CHANGES = {
     "lora, bf16": {"tuning": "lora", "half": True, "size": Size(2, 160, 8), "proteins": 5},
     "full, mean pooling": {"tuning": "full", "pooling": "mean", "length": 70},
     "full, bf16": {"tuning": "full", "half": True},
+    "4 bits, a label a residue": {"pooling": "none"},
 }
 
 

@@ -4,8 +4,10 @@ import gzip
 import io
 import random
 import zipfile
+from collections.abc import Callable
 
 import pytest
+from helpers.labelled_example import proteins
 from helpers.localization_example import save, settings_of, untuned, write_fasta, write_labelled
 from helpers.misuse import own_process, refusal, table
 from helpers.steps import here
@@ -15,6 +17,8 @@ from esm2_hyperpod.artifacts import only_writer
 SCRIPT = "finetune_localization.py"
 MODEL = "--model_name_or_path base --output_dir OUT"
 TRAIN = f"{MODEL} --train_file data.csv"
+RESIDUE = f"{MODEL} --task residue --train_file"
+NUMBER = f"{MODEL} --task regression --train_file"
 PREDICT = "--model_name_or_path tuned --output_dir OUT --predict_file"
 ZIP = io.BytesIO()
 with zipfile.ZipFile(ZIP, "w") as archive:
@@ -27,7 +31,33 @@ def genes(header: str) -> bytes:
     return "".join(f">g{n} {header}\n{''.join(source.choices('ACGT', k=90))}\n" for n in range(40)).encode()
 
 
+def rows(column: str, cell: Callable[[int, str], str]) -> bytes:
+    """A table of forty unrelated proteins, and what `cell` makes of number and sequence."""
+    lines = [f"{sequence},{cell(n, sequence)}" for n, (_, sequence) in enumerate(proteins(40, 0))]
+    return "\n".join([f"sequence,{column}", *lines, ""]).encode()
+
+
+def good(number: int, sequence: str) -> str:
+    """A residue's label is its kind."""
+    return "".join("H" if one in "AELK" else "C" for one in sequence)
+
+
 FILES = {
+    "res.csv": rows("labels", good),
+    "shifted.csv": rows("labels", lambda n, s: good(n, s)[:-1]),
+    "blanks.csv": rows("labels", lambda n, s: good(n, s).replace("C", " ")),
+    "separated.csv": rows("labels", lambda n, s: " ".join(good(n, s))),
+    "bare.csv": rows("labels", lambda n, s: "-" * len(s)),
+    "helix.csv": rows("labels", lambda n, s: "H" * len(s)),
+    "res_test.csv": b"sequence,labels\nMKVWW,HHHZZ\n",
+    "pairs.fasta": b">a\nMKV\nLLA\nHHHHHH\n",
+    "num.csv": rows("target", lambda n, s: str(n)),
+    "text.csv": rows("target", lambda n, s: "stable"),
+    "nan.csv": rows("target", lambda n, s: "NaN"),
+    "inf.csv": rows("target", lambda n, s: "-inf"),
+    "constant.csv": rows("target", lambda n, s: "7.5"),
+    "few_numbers.csv": b"sequence,target\nMKVA,1\nMKVC,2\n",
+    "num_test.csv": b"sequence,target\nMKVWW,1\n",
     "empty.csv": b"",
     "header.csv": b"id,sequence,label\n",
     "columns.csv": b"name,text\n1,MKV\n",
@@ -86,6 +116,45 @@ ROWS = [
     ("one label", f"{MODEL} --train_file one.csv", "give proteins of two labels or more"),
     ("two proteins", f"{MODEL} --train_file few.csv", "too few to split"),
     ("hub dataset misspelt", f"{MODEL} --dataset_name somebody/deeplok", "--dataset_name somebody/deeplok: "),
+    # a label a residue
+    ("labels of the test too short", f"{RESIDUE} res.csv --test_file shifted.csv",
+     "not one test protein can be used; the first, "),
+    ("labels too short", f"{RESIDUE} shifted.csv", " labels for "),
+    ("a blank for a label", f"{RESIDUE} blanks.csv", " labels for "),
+    ("blanks between labels", f"{RESIDUE} separated.csv", " labels for "),
+    ("no residue labelled", f"{RESIDUE} bare.csv", "bare.csv:2: no residue has a label: all are -"),
+    ("one class", f"{RESIDUE} helix.csv", "the training proteins have 1 label(s), which leaves nothing"),
+    ("no class left", f"{RESIDUE} res.csv --unlabelled HC", "no residue has a label: all are HC"),
+    ("a class of the test only", f"{RESIDUE} res.csv --test_file res_test.csv",
+     "res_test.csv:2: no training protein has the label Z"),
+    ("labels in another column", f"{RESIDUE} num.csv",
+     "has no column labels (it has: sequence, target); rename"),
+    ("a sequence over two lines", f"{RESIDUE} pairs.fasta", "pairs.fasta:1: not three lines a protein"),
+    ("a letter that is none", f"{RESIDUE} res.csv --unlabelled ''", "give a letter that no label is"),
+    ("pooling of residues", f"{RESIDUE} res.csv --pooling cls",
+     "--pooling has no meaning with --task residue; leave it out"),
+    ("cropping of residues", f"{RESIDUE} res.csv --crop start", "--crop has no meaning with --task residue"),
+    ("explained residues", f"{RESIDUE} res.csv --predict_file new.fasta --explain 3",
+     "--explain has no meaning with --task residue"),
+    # a number a protein
+    ("words", f"{NUMBER} text.csv", "text.csv:2: target 'stable' is not a number"),
+    ("not a number", f"{NUMBER} nan.csv", "nan.csv:2: target NaN is not finite"),
+    ("infinite", f"{NUMBER} inf.csv", "inf.csv:2: target -inf is not finite"),
+    ("one number", f"{NUMBER} constant.csv",
+     "training proteins are 7.5, which leaves nothing to learn; check the column"),
+    ("two numbers", f"{NUMBER} few_numbers.csv", "too few to split"),
+    ("a test of one number", f"{NUMBER} num.csv --test_file num_test.csv",
+     "the test split has 1 protein(s) with 1 different target(s), too few for a correlation"),
+    ("no numbers", f"{NUMBER} res.csv", "has no column target (it has: sequence, labels); rename"),
+    ("weights of numbers", f"{NUMBER} num.csv --class_weights balanced",
+     "--class_weights has no meaning with --task regression"),
+    ("a score of labels", f"{NUMBER} num.csv --metric_for_best_model mcc",
+     "--metric_for_best_model mcc: with --task regression one of spearman, pearson, rmse, loss"),
+    # tasks
+    ("no such task", f"{TRAIN} --task residues", "--task residues: not one of"),
+    ("unlabelled places", f"{TRAIN} --unlabelled X", "--unlabelled has no meaning with --task localization"),
+    ("another task's model", f"{RESIDUE} res.csv --model_name_or_path tuned",
+     "tuned was tuned for --task localization; give a model of this task"),
     # the base
     ("no model", "--model_name_or_path data.csv --output_dir OUT --train_file data.csv", "no model there"),
     ("hub name misspelt", "--model_name_or_path esm2_t6_8M --output_dir OUT --train_file data.csv",
