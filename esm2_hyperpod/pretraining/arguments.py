@@ -93,7 +93,7 @@ class PretrainingArguments(RunArguments):
     )
     lr_schedule: str = option(
         "esm2",
-        "esm2, cosine_hold, wsd (constant, decays in the last 20%), or trainer (then --lr_scheduler_type).",
+        "esm2, cosine_hold, wsd (constant, decays in the last fifth), or trainer (then --lr_scheduler_type).",
         [*SCHEDULES, "trainer"],
     )
     min_lr_ratio: float = option(0.1, "Share of the peak learning rate at which the schedule ends.")

@@ -41,14 +41,14 @@ def test_time_limit_and_stop_after_steps_change_nothing_but_the_stops(tokenized,
 def test_one_constant_rate_ends_in_runs_of_any_length(tokenized, tmp_path):
     """A checkpoint from before the decay of a long run with wsd is that of a short run."""
     flags = "--lr_schedule wsd --min_lr_ratio 0 --warmup_steps 1 --eval_strategy no".split()
-    train(tokenized, tmp_path / "long", *flags, "--max_steps", 99, "--stop_after_steps", 4)
+    train(tokenized, tmp_path / "long", *flags, "--max_steps", 99, "--stop_after_steps", 8)
     (tmp_path / "branch").mkdir()
-    shutil.copytree(tmp_path / "long" / "checkpoint-4", tmp_path / "branch" / "checkpoint-4")
-    short = (*flags, "--max_steps", 5, "--logging_steps", 1)
+    shutil.copytree(tmp_path / "long" / "checkpoint-8", tmp_path / "branch" / "checkpoint-8")
+    short = (*flags, "--max_steps", 10, "--logging_steps", 1)
     train(tokenized, tmp_path / "branch", *short)
     train(tokenized, tmp_path / "short", *short)
     assert metrics(tmp_path / "branch")[-1] == metrics(tmp_path / "short")[-1]
-    assert [line[3] for line in metrics(tmp_path / "short")][:5] == pytest.approx([4e-4] * 4 + [0])
+    assert [line[3] for line in metrics(tmp_path / "short")][:10] == pytest.approx([4e-4] * 9 + [2e-4])
 
 
 def test_a_resumed_run_saves_and_evaluates_as_it_is_told_now(tokenized, tmp_path):
