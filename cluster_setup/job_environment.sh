@@ -69,7 +69,9 @@ apptainer_program() { command -v apptainer || command -v singularity || true; }
 set_container() {
   container=()
   case "${CONTAINER_IMAGE:-}" in *.sif) ;; *) return 0 ;; esac
-  container=("$(apptainer_program)" exec --bind "$(container_mounts)" --pwd "$REPOSITORY")
+  local program
+  program="$(apptainer_program)"
+  container=("${program:-apptainer}" exec --bind "$(container_mounts)" --pwd "$REPOSITORY")
   if [ "$(nvidia_gpus)" -gt 0 ]; then
     container+=(--nv)
   elif [ "$(amd_gpus)" -gt 0 ]; then

@@ -166,6 +166,16 @@ def test_a_container_that_slurm_refuses_or_ignores_is_wrong(slurm, tmp_path):
     assert "--container-image=/fsx/esm2.sqsh" in flags.read_text().split()
     assert f"--container-mounts={ROOT}:{ROOT},{slurm.fsx}:{slurm.fsx}" in flags.read_text().split()
 
+    image = {"CONTAINER_IMAGE": "/fsx/esm2.sif"}  # its words follow srun's
+    apptainer = fake.with_name("apptainer")
+    apptainer.write_text(
+        '#!/bin/bash\necho "$@" >"$FLAGS"\nuntil [[ $1 == *.sif ]]; do shift; done\nexec "${@:2}"\n'
+    )
+    apptainer.chmod(0o755)
+    code, lines = doctor(slurm, tmp_path, "--nodes=1", PATH=path, FLAGS=str(flags), **image)
+    assert code == 1 and "node1, container: " in wrongs(lines)[0]  # the stub runs it on the node
+    assert flags.read_text().startswith(f"exec --bind {ROOT}:{ROOT},{slurm.fsx}:{slurm.fsx}")
+
 
 def test_a_container_with_fewer_gpus_than_its_node_is_wrong(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "cluster_setup"))
