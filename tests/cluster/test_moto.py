@@ -17,7 +17,7 @@ import pytest
 import yaml
 from botocore.client import BaseClient
 from botocore.validate import ParamValidator
-from helpers import cluster_moto
+from helpers import cluster_moto, pages
 from helpers.commands import ROOT, run
 from moto.sagemaker.models import ClusterNode
 from moto.ssoadmin.models import SSOAdminBackend
@@ -565,35 +565,13 @@ def test_a_life_interrupted_at_every_call_makes_nothing_twice_and_leaves_nothing
 
 
 CONFIRMED = ("create", "check", "update", "delete")
-# The other lines of the page, and the test that runs them.
-ELSEWHERE = {
-    "python -m pip install -r cluster_setup/requirements.txt": "run_tests.sh installs from it",
-    "sudo su - ubuntu": "a shell on the node",
-    "sinfo": "tests/cluster/test_local_slurm.py",
-    "cd /fsx/ubuntu": "tests/cluster/test_page.py makes the folder with on_init_complete.sh",
-    "git clone <address of this repository> esm2 && cd esm2": "this is a clone",
-    "bash cluster_setup/create_environment.sh": "tests/cluster/test_page.py",
-    ".venv/bin/python cluster_setup/doctor.py": "tests/cluster/test_doctor.py",
-    "CONTAINER_IMAGE=/fsx/ubuntu/esm2-hyperpod.sqsh python3 cluster_setup/doctor.py": "test_doctor.py",
-    "python3 0.download_data.py": "tests/download",
-    **dict.fromkeys(ssh.uses("esm2"), "printed by connect --ssh_config, compared below"),
-    "srun --partition=cpu --nodes=1 --exclusive .venv/bin/python 1.tokenize_uniref_csv.py": "step 1",
-    'sudo scontrol update node=ip-10-1-2-3 state=fail reason="Action:Replace"': "tests/jobs/test_survival.py",
-}
 
 
-def test_the_page_line_by_line(aws, hyperpod, tmp_path):
-    """Every command of cluster_setup/README.md in its order, against moto where it is for AWS."""
-    page = (CONFIG.parent / "README.md").read_text()
-    blocks = re.findall(r"```bash\n(.*?)```", page, re.S)
-    lines = [line for block in blocks for line in block.splitlines()]
+def test_the_pages_line_by_line(aws, hyperpod, tmp_path):
+    """Every command for AWS, of cluster_setup/README.md and then of the other pages, in its order."""
     walked = []
-    for line in lines:
-        command = line.removeprefix("python cluster_setup/hyperpod.py ")
-        if command == line:
-            assert line in ELSEWHERE, f"no test runs this line of the page: {line}"
-            continue
-        words = command.partition(" >>")[0].split()
+    for line in pages.aws_commands():
+        words = line.partition(" >>")[0].split()
         if words[0] not in ("plan", "create") and clusters(aws) == []:
             hyperpod("create", "--yes")  # an earlier line has removed it
         if words[0] == "dashboards":  # with another cluster.yaml; the test of the workspaces runs it
@@ -609,7 +587,7 @@ def test_the_page_line_by_line(aws, hyperpod, tmp_path):
         hyperpod(*words, *["--yes"] * (words[0] in CONFIRMED and "--dry_run" not in words))
         walked.append(words[0])
     assert set(walked) == {"plan", "create", "status", "connect", "scale", "check", "update", "delete"}
-    assert set(ELSEWHERE) <= set(lines)  # and no line of the list has left the page
+    assert set(ssh.uses("esm2")) <= set(pages.NOT_WALKED)  # as they stand on the page
 
 
 def test_no_credentials_is_one_line(aws):

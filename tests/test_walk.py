@@ -1,0 +1,117 @@
+"""The pages' commands, run from the pages, in their order, in one shell, on a Slurm of this machine.
+
+    SURVIVAL=all .venv/bin/python -m pytest tests/test_walk.py -s -n 0     also prints each command's seconds
+
+tests/walk.sh makes sizes small. helpers/pages.py lists what is not walked; tests/cluster/test_moto.py runs what
+is for AWS.
+"""
+
+import os
+import re
+import selectors
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+from helpers import pages
+from helpers.commands import ROOT, on_demand
+
+# A reader types these while a job runs. Before any other the queue is empty again.
+MEANWHILE = re.compile(
+    r"squeue|JOB=|tail -f|python -m esm2_hyperpod.runs.status|bash cluster_setup/fault_drill.sh"
+)
+
+
+class Shell:
+    """A bash that keeps its variables and its folder from one command to the next."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]):
+        self.output = folder / "output"
+        read, self.script = os.pipe()
+        self.codes, write = os.pipe()
+        self.bash = subprocess.Popen(
+            ["bash", "--norc", f"/dev/fd/{read}"],
+            cwd=folder / "esm2",
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            pass_fds=[read, write],
+        )
+        os.close(read)
+        self.write = write
+
+    def run(self, command: str, timeout: float = 1200) -> str:
+        """What it prints. Fails if it fails."""
+        text = f"{{ {command}\n}} >{shlex.quote(str(self.output))} 2>&1\necho $? >&{self.write}\n"
+        os.write(self.script, text.encode())
+        with selectors.DefaultSelector() as ready:
+            ready.register(self.codes, selectors.EVENT_READ)
+            ended = ready.select(timeout)
+        printed = self.output.read_text(errors="replace")
+        assert ended, f"{command}: still running after {timeout} s\n{printed}"
+        code = os.read(self.codes, 16).decode().strip()
+        assert code == "0", f"{command}: exit {code}\n{printed}"
+        return printed
+
+    def close(self) -> None:
+        """End it."""
+        os.close(self.script)
+        self.bash.wait(30)
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """In a copy of the repository, with the installed packages for its environment."""
+    copy = tmp_path / "esm2"
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(
+        listed, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines():
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", copy / ".venv"], check=True)
+    (site_packages,) = copy.glob(".venv/lib/python*/site-packages")
+    (site_packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
+    (copy / ".venv" / ".installed").touch()
+    kept = {
+        n: v
+        for n, v in os.environ.items()
+        if not n.startswith(("SLURM", "PYTEST")) and n not in ("VENV", "FSX_DIR")
+    }
+    shell = Shell(tmp_path, {**kept, "WALK": str(tmp_path), "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin",
+                             "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
+    shell.run(f". {copy}/tests/walk.sh")
+    yield shell
+    shell.run("bash cluster_setup/local_slurm.sh stop || true")
+    shell.close()
+
+
+@on_demand
+def test_every_command_of_every_page(shell, tmp_path):
+    stop = "bash cluster_setup/local_slurm.sh stop"
+    names = {"/home/you": str(tmp_path), "laptop:": f"{os.uname().nodename}:"}
+    walked = 0
+    for page in pages.PAGES:
+        for block in pages.blocks(page):
+            printed = ""
+            if block.language == "python":
+                shell.run(f"(cd $FSX_DIR/runs/ddp && python - <<'END'\n{block.commands[0]}END\n)")
+            for command in block.commands if block.language == "bash" else []:
+                if command in pages.NOT_WALKED or pages.AWS.match(command) or command == stop:
+                    continue  # the fixture stops it
+                if not MEANWHILE.match(command):
+                    shell.run("wait_for_jobs")
+                began = time.monotonic()
+                printed += shell.run(
+                    f"on_a_cluster {shlex.quote(command)}" if block.door == "cluster" else command
+                )
+                walked += 1
+                print(f"{time.monotonic() - began:5.0f} s  {page.name}: {command}")
+            assert pages.missing(block.expected, printed, names) == [], printed
+    shell.run("wait_for_jobs")
+    assert walked > 40
