@@ -2,8 +2,8 @@
 
     SURVIVAL=all .venv/bin/python -m pytest tests/test_walk.py -s -n 0     also prints each command's seconds
 
-tests/walk.sh makes sizes small. helpers/pages.py lists what is not walked; tests/cluster/test_moto.py runs what
-is for AWS.
+tests/walk.sh makes sizes small. helpers/pages.py lists what is not walked; what is for AWS runs in
+tests/cluster/test_moto.py.
 """
 
 import os
