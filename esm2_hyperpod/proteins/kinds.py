@@ -163,8 +163,11 @@ class Numbers(Places):
 
     def contradiction(self, labels: set[str]) -> str:
         """As `Places.contradiction`."""
-        numbers = ", ".join(sorted(labels, key=float))
-        return f"the same sequence has other targets, too: {numbers}; give one, such as their mean"
+        numbers = sorted(map(float, labels))
+        return (
+            f"the same sequence has {len(numbers)} targets, {numbers[0]} to {numbers[-1]}; give one, such as "
+            "their mean"
+        )
 
     def facts(self, proteins: Iterable) -> dict[str, Any]:
         """`labels`, of which there are none, and `target`: mean, standard deviation, least, greatest."""

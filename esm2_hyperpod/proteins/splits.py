@@ -20,7 +20,7 @@ from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.proteins.kinds import PLACES, Places
 from esm2_hyperpod.proteins.labelled import Protein, Rejected, clean
 from esm2_hyperpod.proteins.records import refuse_nucleotides
-from esm2_hyperpod.proteins.similarity import KMERS_METHOD, group_similar, similar_pairs
+from esm2_hyperpod.proteins.similarity import KMERS_METHOD, group_similar, similar_families
 
 FOLDS = 10
 HELD_OUT_FOLDS = {"validation": (2,), "test": (0, 1)}
@@ -102,21 +102,31 @@ def make_splits(given: dict[str, Iterable[Protein]], method: str, seed: int, kin
 
 
 class Similarities:
-    """Which of some proteins are similar, by `similar_pairs`."""
+    """Which of some proteins are similar, by `similar_families`."""
 
     def __init__(self, proteins: list[Protein]):
+        self._sequences = [protein.sequence for protein in proteins]
+        self._leader, self._pairs = similar_families(self._sequences)
         self._position = {protein.where: index for index, protein in enumerate(proteins)}
-        self._pairs = similar_pairs([protein.sequence for protein in proteins])
+        self._has_family = np.bincount(self._leader, minlength=len(proteins)) > 1
 
-    def between(self, rows: list[Protein], columns: list[Protein]):
-        """bool[rows, columns], sparse."""
-        first, second = ([self._position[protein.where] for protein in part] for part in (rows, columns))
-        return self._pairs[first][:, second]
+    def groups(self, proteins: list[Protein]) -> tuple[np.ndarray, str]:
+        """A group number for each protein, and the method in words; see `group_similar`."""
+        leaders, place = np.unique(self._leaders(proteins), return_inverse=True)
+        pairs = self._pairs[leaders][:, leaders]
+        groups, description = group_similar([self._sequences[leader] for leader in leaders], pairs)
+        return groups[place], description
 
     def among(self, proteins: list[Protein], others: list[Protein]) -> set[str]:
         """`where` of those of `proteins` that are similar to one of `others`."""
-        found = self.between(proteins, others).sum(axis=1) > 0
-        return {protein.where for protein, similar in zip(proteins, found) if similar}
+        leaders = np.unique(self._leaders(others))
+        similar = self._pairs[:, leaders].sum(axis=1) > 0
+        similar[leaders[self._has_family[leaders]]] = True
+        found = similar[self._leaders(proteins)]
+        return {protein.where for protein, one in zip(proteins, found) if one}
+
+    def _leaders(self, proteins: list[Protein]) -> np.ndarray:
+        return self._leader[[self._position[protein.where] for protein in proteins]]
 
 
 def _without_held_out(train: list[Protein], held_out: list[Protein]) -> tuple[list[Protein], list[Rejected]]:
@@ -133,7 +143,7 @@ def _split_off(
     train: list[Protein], names: list[str], similar: Similarities, method: str, seed: int, kind: Places
 ) -> tuple[dict[str, list[Protein]], str]:
     """`names` split off `train`, and what is left as `train`; and the grouping in words."""
-    folds, grouping = _folds(train, similar.between(train, train), method, seed, kind)
+    folds, grouping = _folds(train, similar, method, seed, kind)
     part_of_fold = {fold: name for name in names for fold in HELD_OUT_FOLDS[name]}
     parts: dict[str, list[Protein]] = {name: [] for name in ("train", *names)}
     for protein, fold in zip(train, folds):
@@ -141,12 +151,14 @@ def _split_off(
     return parts, grouping
 
 
-def _folds(proteins: list[Protein], pairs, method: str, seed: int, kind: Places) -> tuple[np.ndarray, str]:
+def _folds(
+    proteins: list[Protein], similar: Similarities, method: str, seed: int, kind: Places
+) -> tuple[np.ndarray, str]:
     """Fold number of each protein, balanced over labels, groups kept whole; and the grouping in words."""
     if method == "random":
         groups, description = np.arange(len(proteins)), "none: split at random, homologues on both sides"
     else:
-        groups, description = group_similar([protein.sequence for protein in proteins], pairs)
+        groups, description = similar.groups(proteins)
         largest = np.bincount(np.unique(groups, return_inverse=True)[1]).max(initial=0)
         description += f": {len(np.unique(groups)):,} groups, the largest of {largest:,} proteins"
     labels = kind.strata(proteins)

@@ -4,11 +4,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.labelled_example import proteins
+from helpers.proteins import RESIDUES
 from pyarrow import parquet
 
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.proteins.kinds import Letters, Numbers, targets
 from esm2_hyperpod.proteins.labelled import Protein, clean, read_hub_dataset, read_proteins
+from esm2_hyperpod.proteins.similarity import similar_families
 from esm2_hyperpod.proteins.splits import make_splits
 
 LETTERS, NUMBERS = Letters("-"), Numbers()
@@ -105,10 +107,8 @@ def test_a_sequence_measured_twice():
     kept, reasons = cleaned(NUMBERS, ("MKV", "1.5"), ("MKV", "1.50"), ("MA", "2"), ("MA", "10"))
     assert kept == ["1.5"]
     assert reasons[0] == "duplicate of x:0"
-    assert (
-        reasons[1:]
-        == ["the same sequence has other targets, too: 2.0, 10.0; give one, such as their mean"] * 2
-    )
+    why = "the same sequence has 2 targets, 2.0 to 10.0; give one, such as their mean"
+    assert reasons[1:] == [why, why]
 
 
 def test_every_split_has_small_and_large_numbers():
@@ -125,6 +125,22 @@ def test_variants_of_one_protein_are_told_to_split_at_random():
     with pytest.raises(UserError, match=r"in 1 groups of similar ones are too few .*, or --split random"):
         make_splits({"train": rows}, "similarity", 0, NUMBERS)
     assert len(make_splits({"train": rows}, "random", 0, NUMBERS).test) == 8
+
+
+def test_a_library_of_variants_is_one_group_that_one_of_them_stands_for():
+    """Beside unrelated proteins; all pairs of a large library would fill the memory."""
+    random = np.random.default_rng(0)
+    parent = "".join(random.choice(list(RESIDUES), 150))
+    variants = {parent[:at] + letter + parent[at + 1 :] for at in range(0, 150, 10) for letter in RESIDUES}
+    rows = [row(f"v{n}", text, str(n)) for n, text in enumerate(sorted(variants))]
+    rows += [row(name, "".join(random.choice(list(RESIDUES), 90)), name[1:]) for name, _ in proteins(60, 0)]
+    leader, pairs = similar_families([one.sequence for one in rows])
+    assert len(variants) > 200 and len(set(leader[: len(variants)])) == 1 and pairs.nnz == 0
+    splits = make_splits({"train": rows}, "similarity", 0, NUMBERS)
+    homes = [{one.id[0] == "v" for one in part} for part in (splits.train, splits.validation, splits.test)]
+    assert sorted(homes, key=len)[:2] == [{False}, {False}]  # the library is in one split
+    splits = make_splits({"train": rows}, "random", 0, NUMBERS)
+    assert splits.facts["test_proteins_like_a_training_protein"] == sum(p.id[0] == "v" for p in splits.test)
 
 
 def test_too_little_to_learn_or_to_judge():
