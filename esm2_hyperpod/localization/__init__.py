@@ -1,1 +1,1 @@
-"""Step 4: where in the cell a protein lives."""
+"""Step 4: fine-tuning for places in the cell, a label a residue, or a number a protein."""
