@@ -58,7 +58,9 @@ verify() {
     [ -x "$python" ] || fail "no environment at $VENV; make it with: bash cluster_setup/create_environment.sh"
     scratch="$(mktemp -d)"
     trap 'rm -rf "$scratch"' EXIT # not a local, which would be gone by then
-    device="$("$python" -c 'import accelerate, bitsandbytes, datasets, peft, torch, transformers
+    # bitsandbytes warns of a kernel it does without
+    device="$("$python" -c 'import logging; logging.disable(logging.WARNING)
+import accelerate, bitsandbytes, datasets, peft, torch, transformers
 print(torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")' | tail -n 1)" ||
         fail "$(hostname): the packages in $VENV cannot be imported; delete $VENV and run this again"
     if [ "$device" = CPU ] && [ -n "${CUDA_VISIBLE_DEVICES-unset}" ] && [ "$(working_gpus)" -gt 0 ]; then

@@ -23,15 +23,16 @@ from helpers.commands import ROOT, on_demand
 
 # A reader types these while a job runs. Before any other the queue is empty again.
 MEANWHILE = re.compile(
-    r"squeue|JOB=|tail -f|python -m esm2_hyperpod.runs.status|bash cluster_setup/fault_drill.sh"
+    r"squeue|JOB=|tail -F|python -m esm2_hyperpod.runs.status|bash cluster_setup/fault_drill.sh"
 )
+STOP = "bash cluster_setup/local_slurm.sh stop"  # at the end of the front page; the other pages come after it
 
 
 class Shell:
     """A bash that keeps its variables and its folder from one command to the next."""
 
     def __init__(self, folder: Path, environment: dict[str, str]):
-        self.output = folder / "output"
+        self.folder, self.output = folder, folder / "output"
         read, self.script = os.pipe()
         self.codes, write = os.pipe()
         self.bash = subprocess.Popen(
@@ -63,55 +64,56 @@ class Shell:
         self.bash.wait(30)
 
 
-@pytest.fixture
-def shell(tmp_path):
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory):
     """In a copy of the repository, with the installed packages for its environment."""
-    copy = tmp_path / "esm2"
+    folder = tmp_path_factory.mktemp("walk")
+    copy = folder / "esm2"
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(
-        listed, cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines():
-        if (ROOT / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, copy / name)
+    files = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    for name in filter(lambda name: (ROOT / name).is_file(), files):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", copy / ".venv"], check=True)
     (site_packages,) = copy.glob(".venv/lib/python*/site-packages")
     (site_packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
     (copy / ".venv" / ".installed").touch()
     kept = {
-        n: v
-        for n, v in os.environ.items()
-        if not n.startswith(("SLURM", "PYTEST")) and n not in ("VENV", "FSX_DIR")
+        name: value for name, value in os.environ.items() if not re.match("SLURM|PYTEST|VENV$|FSX_DIR$", name)
     }
-    shell = Shell(tmp_path, {**kept, "WALK": str(tmp_path), "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin",
-                             "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
+    kept["PATH"] += ":/usr/sbin:/sbin"
+    shell = Shell(folder, {**kept, "WALK": str(folder), "CUDA_VISIBLE_DEVICES": ""})
     shell.run(f". {copy}/tests/walk.sh")
     yield shell
-    shell.run("bash cluster_setup/local_slurm.sh stop || true")
+    shell.run(STOP)
     shell.close()
 
 
 @on_demand
-def test_every_command_of_every_page(shell, tmp_path):
-    stop = "bash cluster_setup/local_slurm.sh stop"
-    names = {"/home/you": str(tmp_path), "laptop:": f"{os.uname().nodename}:"}
-    walked = 0
-    for page in pages.PAGES:
-        for block in pages.blocks(page):
-            printed = ""
-            if block.language == "python":
-                shell.run(f"(cd $FSX_DIR/runs/ddp && python - <<'END'\n{block.commands[0]}END\n)")
-            for command in block.commands if block.language == "bash" else []:
-                if command in pages.NOT_WALKED or pages.AWS.match(command) or command == stop:
-                    continue  # the fixture stops it
-                if not MEANWHILE.match(command):
-                    shell.run("wait_for_jobs")
-                began = time.monotonic()
-                printed += shell.run(
-                    f"on_a_cluster {shlex.quote(command)}" if block.door == "cluster" else command
-                )
-                walked += 1
-                print(f"{time.monotonic() - began:5.0f} s  {page.name}: {command}")
-            assert pages.missing(block.expected, printed, names) == [], printed
+@pytest.mark.parametrize(
+    "page", pages.PAGES, ids=lambda page: page.name if page in pages.DOCS else page.parent.name
+)
+def test_every_command_of(page, shell):
+    """The pages after the first use what the first has made."""
+    names = {"/home/you": str(shell.folder), "laptop:": f"{os.uname().nodename}:"}
+    for block in pages.blocks(page):
+        printed = ""
+        if block.language == "python":
+            shell.run(f"(cd $FSX_DIR/runs/ddp && python - <<'END'\n{block.commands[0]}END\n)")
+            continue
+        for command in block.commands:
+            if (
+                command in pages.NOT_WALKED
+                or pages.AWS.match(command)
+                or command.endswith("local_slurm.sh stop")
+            ):
+                continue  # the fixture stops it
+            if not MEANWHILE.match(command):
+                shell.run("wait_for_jobs")
+            began = time.monotonic()
+            cluster = block.door == "cluster" or page == pages.CLUSTER
+            run = f"on_a_cluster {shlex.quote(command)}" if cluster else command
+            printed += shell.run(run)
+            print(f"{time.monotonic() - began:5.0f} s  {command}")
+        assert pages.missing(block.expected, printed, names) == [], printed
     shell.run("wait_for_jobs")
-    assert walked > 40

@@ -9,7 +9,6 @@ bash() {
   case "$1" in
     quickstart.sh) command bash "$@" --steps 4 --output_dir "$WALK/quickstart" ;;
     cluster_setup/local_slurm.sh) command bash "$@" --dir "$WALK/slurm" ;;
-    2.train_ddp.sh) command bash "$@" "${tiny[@]}" ;; # a dry run
     *) command bash "$@" ;;
   esac
 }
@@ -42,7 +41,7 @@ scontrol() { command scontrol "${@/node=ip-10-1-2-3/node=node3}"; }
 
 # A reader follows the log until the run is on its way.
 tail() {
-  if [ "$1" = -f ]; then
+  if [ "$1" = -F ]; then
     until grep -q '^step 20/' "$2" 2>/dev/null || ! squeue --noheader --jobs="$JOB" | grep -q .; do sleep 0.2; done
     cat "$2"
   else
