@@ -190,6 +190,15 @@ def size_text(size: float) -> str:
     return f"{size / 1000:,.4g} TB"
 
 
+def folder_size(folder: Path) -> int:
+    """Bytes of the files below a folder that others may be writing; 0 where there is none."""
+    size = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # it has just been renamed
+            size += path.stat().st_size if path.is_file() else 0
+    return size
+
+
 def sync_files(paths: Iterable[Path]) -> None:
     """Wait until the content of the files is on the disk; many at once, so that they share its commits."""
 
