@@ -1,4 +1,4 @@
-"""Which residues a prediction rests on: attributions of the first proteins of a file, as CSV and picture.
+"""Which residues a prediction rests on.
 
 Method: integrated gradients (Sundararajan, Taly & Yan 2017, arXiv:1703.01365) over the output of the
 embedding layer. All residues go in a straight line from the baseline, the mean embedding of the twenty amino
@@ -8,22 +8,17 @@ baseline. The baseline is not zero, because ESM-2 normalises its input in the fi
 the smallest vector to full size.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from peft import PeftModel
 
 from esm2_hyperpod.alphabet import AMINO_ACID_IDS
-from esm2_hyperpod.artifacts import write_csv
-from esm2_hyperpod.figures import new_figure, save_figure
 
 TOLERANCE = 0.01  # logits by which a sum of attributions may miss the difference it stands for
 POINTS = (16, 32, 64, 128, 256, 512)  # of the path; as many as the tolerance takes
 PATH_TOKENS = 1_024  # of the points that share a batch: a backward pass is held for each
-PICTURED = 20
 
 
 @dataclass(frozen=True)
@@ -85,29 +80,3 @@ def _logits(model: torch.nn.Module, embeddings: torch.Tensor) -> torch.Tensor:
     """Logits [rows, labels] of embeddings [rows, tokens, width]."""
     mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
     return model(inputs_embeds=embeddings, attention_mask=mask).logits.float()
-
-
-def write_attributions(output: Path, found: Sequence[Attribution]) -> None:
-    """Write `output` (id, label, position, residue, attribution) and a picture of the same name."""
-    header = ["id", "label", "position", "residue", "attribution"]
-    rows = (
-        [one.id, one.label, position, residue, f"{value:.6f}"]
-        for one in found
-        for position, residue, value in zip(one.position, one.residues, one.value)
-    )
-    write_csv(output, header, rows)
-    if found:
-        _draw(output.with_suffix(".png"), found[:PICTURED])
-
-
-def _draw(path: Path, found: Sequence[Attribution]) -> None:
-    """A panel a protein and label: attribution over position, for the label in blue, against it in red."""
-    figure, panels = new_figure(10, 1.8 * len(found), rows=len(found))
-    for axes, one in zip(panels, found):
-        colours = np.where(one.value > 0, "tab:blue", "tab:red")
-        axes.bar(one.position, one.value, width=1.0, color=colours)
-        axes.axhline(0, color="grey", linewidth=0.5)
-        axes.set_title(f"{one.id}: {one.label} ({one.probability:.2f})", loc="left", fontsize="medium")
-        axes.set(ylabel="logits", xlim=(0.5, one.position[-1] + 0.5))
-    panels[-1].set_xlabel("position in the sequence (what was cropped is blank)")
-    save_figure(figure, path)

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from esm2_hyperpod.artifacts import file_digest, write_json_atomically
+from esm2_hyperpod.console import counted
 from esm2_hyperpod.errors import UserError
-from esm2_hyperpod.localization.attribution import Attribution, integrated_gradients, write_attributions
+from esm2_hyperpod.localization.attribution import Attribution, integrated_gradients
+from esm2_hyperpod.localization.attribution_files import write_attributions
 from esm2_hyperpod.localization.encoding import collate, crop, encode_cropped
 from esm2_hyperpod.localization.metrics import decide
 from esm2_hyperpod.localization.model import judges_residues, load_tuned
@@ -123,7 +125,8 @@ class Predictor:
         """
         found: list[Attribution] = []
         with_residues = (record for record in read_records(fasta) if residues_of(record.sequence))
-        for record in itertools.islice(with_residues, proteins):
+        chosen = itertools.islice(with_residues, proteins)
+        for record in counted(chosen, proteins, "explaining", " proteins"):
             found += self.explain(record)
             if stop_asked():
                 return None

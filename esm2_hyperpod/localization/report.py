@@ -7,6 +7,7 @@ import numpy as np
 
 from esm2_hyperpod.artifacts import write_csv, write_json_atomically, write_text_atomically
 from esm2_hyperpod.localization.encoding import Encoded
+from esm2_hyperpod.localization.pictures import title_of
 from esm2_hyperpod.localization.settings import ADAPTER_TUNINGS, Settings
 from esm2_hyperpod.localization.tasks import task_of
 from esm2_hyperpod.proteins.splits import Splits
@@ -45,9 +46,7 @@ def write_results(
     write_json_atomically(output_dir / "metrics.json", metrics)
     report = f"# {task.title}\n\n" + _body(metrics, settings)
     write_text_atomically(output_dir / "report.md", report)
-    title = f"{len(splits.test)} test proteins, split: {splits.facts['origin']['test']}"
-    title += ", synthetic" if metrics["synthetic_data"] else ""
-    task.draw(output_dir, results, settings, title)
+    task.draw(output_dir, results, settings, title_of(metrics))
     cells = task.cells([protein.sequence for protein in splits.test], logits, settings)
     rows = ([protein.id, protein.label, *row] for protein, row in zip(splits.test, cells))
     header = ["id", task.truth_column, *task.columns(settings)]

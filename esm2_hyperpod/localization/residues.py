@@ -41,6 +41,7 @@ class Residues(Places):
     title = "A label for each residue"
     loads_with = "AutoModelForTokenClassification"
     truth_column = "true_labels"
+    unit = "residues"
     limits = "The model gives one of its labels to each residue of any sequence, also of what is no protein."
 
     def encode(self, proteins: Sequence[Protein], settings: Settings) -> EncodedResidues:

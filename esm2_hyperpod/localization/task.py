@@ -34,6 +34,7 @@ class Places:
     title = "Subcellular localization"
     loads_with = "AutoModelForSequenceClassification"
     truth_column = "true_label"
+    unit = "proteins"
     limits = (
         "The model gives one of its labels to any sequence, also to what lives elsewhere, in several places, "
         "or\nis no protein."
@@ -98,8 +99,11 @@ class Places:
     def draw(self, output_dir: Path, test: dict[str, Any], settings: Settings, title: str) -> None:
         """Pictures of the test."""
         confusion = np.array(test["confusion_matrix"])
-        draw_confusion_matrix(output_dir / "confusion_matrix.png", confusion, settings.labels, title)
-        draw_reliability(output_dir / "reliability.png", test["calibration"]["reliability"], title)
+        draw_confusion_matrix(
+            output_dir / "confusion_matrix.png", confusion, settings.labels, title, self.unit
+        )
+        bins = test["calibration"]["reliability"]
+        draw_reliability(output_dir / "reliability.png", bins, title, self.unit)
 
     def what(self, settings: Settings) -> str:
         """What the model says, for its card."""

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EsmConfig, EsmForMaskedLM
 
+from esm2_hyperpod.console import counted, in_progress
 from esm2_hyperpod.esm.fp8 import refuse_slow_fp8, use_fp8
 from esm2_hyperpod.esm.model import build_config, check_model_folder, save_final_model
 from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, masked_lm_loss, use_flash_attention_3
@@ -35,7 +36,8 @@ from esm2_hyperpod.pretraining.sharding import (
     starts_lean,
 )
 from esm2_hyperpod.runs.checkpoints import what_is_wrong
-from esm2_hyperpod.runs.record import plot_training_curve
+from esm2_hyperpod.runs.curve import plot_training_curve
+from esm2_hyperpod.runs.record import FINISHED
 from esm2_hyperpod.training.ranks import sum_over_ranks
 from esm2_hyperpod.training.throughput import Meter
 from esm2_hyperpod.training.trainer import ResumableTrainer
@@ -232,11 +234,21 @@ class PretrainingTrainer(ResumableTrainer):
         metrics = validation.validate(self.model, self._validation_batches(), self.args.device)
         self._last_evaluation = self.state.global_step, dict(metrics)
         self.log(metrics)
-        if self.is_world_process_zero():
-            plot_training_curve(self.output_dir, self._frequency_entropy)
+        if self.state.global_step < self.args.last_step:
+            self._draw_curve()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._meter.pause(time.perf_counter() - start)
         return metrics
+
+    def end_run(self, status: str, **facts) -> None:
+        """As any run ends; a finished one with the training curve of all of it."""
+        if status == FINISHED:
+            self._draw_curve()
+        super().end_run(status, **facts)
+
+    def _draw_curve(self) -> None:
+        if self.is_world_process_zero():
+            plot_training_curve(self.output_dir, self._frequency_entropy)
 
     def evaluate_once(self) -> dict[str, float]:
         """The figures of the current step's evaluation, made now if the schedule did not ask for it."""
@@ -251,7 +263,10 @@ class PretrainingTrainer(ResumableTrainer):
             count = min(count, max(1, args.limit_validation_tokens // args.tokens_per_device))
         numbers = validation.share_of_packs(count, args.data_rank, args.data_ranks)
         keys = [(validation.EPOCH, packs[max(number, 0)][1]) for number in numbers]
-        for number, batch in zip(numbers, self._loader(self._validation_split.batches, keys)):
+        loader = counted(
+            self._loader(self._validation_split.batches, keys), len(keys), "validating", " packs"
+        )
+        for number, batch in zip(numbers, loader):
             del batch["counts"]
             yield self._prepare_inputs(batch), number >= 0
 
@@ -298,7 +313,8 @@ class PretrainingTrainer(ResumableTrainer):
 
     def save_final_model(self, card: str) -> None:
         """Write `final_model/`, gathered from all ranks; `card` is its README.md. Called on all ranks."""
-        weights = self.accelerator.get_state_dict(self.model)
+        with in_progress("gathering the model"):
+            weights = self.accelerator.get_state_dict(self.model)
         if self.is_world_process_zero():
             save_final_model(weights, self.model.config, self.output_dir, card)
         self.barrier()

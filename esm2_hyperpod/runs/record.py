@@ -1,4 +1,4 @@
-"""What a run leaves to be read: `run.json`, `metrics.jsonl`, a heartbeat and `training_curve.png`.
+"""What a run leaves to be read: `run.json`, `metrics.jsonl`, a heartbeat (`training_curve.png`: curve.py).
 
 `run.json` holds the options and one entry of `sessions` for each start: when it `started` and `ended`, the
 steps it went `from_step` and `reached_step`, whether it was `broken_off` (a killed start cannot record its
@@ -18,7 +18,6 @@ import psutil
 
 from esm2_hyperpod.artifacts import write_json_atomically, write_text_atomically
 from esm2_hyperpod.errors import UserError
-from esm2_hyperpod.figures import new_figure, save_figure
 
 RUN, METRICS, CURVE, HEARTBEAT = "run.json", "metrics.jsonl", "training_curve.png", ".heartbeat"
 RUNNING, CONTINUED, FINISHED = "running", "to be continued", "finished"
@@ -154,24 +153,6 @@ def forget_metrics_after(output_dir: Path, step: int) -> None:
     if (output_dir / METRICS).is_file():
         kept = [line for line in read_metrics(output_dir) if line["step"] <= step]
         write_text_atomically(output_dir / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def plot_training_curve(output_dir: Path, frequency_entropy: float | None) -> None:
-    """Draw training and validation loss over steps, with the residue-frequency entropy as the bar to beat.
-
-    `frequency_entropy` is in nats, as the losses are.
-    """
-    lines = read_metrics(output_dir)
-    figure, (axes,) = new_figure(8, 5)
-    for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
-        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-        if points:
-            axes.plot(*zip(*points), style, label=label, markersize=4)
-    if frequency_entropy is not None:
-        axes.axhline(frequency_entropy, color="grey", linestyle="--", label="guessing by residue frequency")
-    axes.set(xlabel="optimizer step", ylabel="masked-token cross entropy (nats)")
-    axes.legend()
-    save_figure(figure, output_dir / CURVE)
 
 
 def _not_finite(value: Any) -> bool:
