@@ -4,13 +4,16 @@ import json
 import os
 import sys
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 from helpers.commands import run
 
 from esm2_hyperpod.artifacts import write_json_atomically
+from esm2_hyperpod.figures import short
 from esm2_hyperpod.runs import record as run_record
+from esm2_hyperpod.runs import status as run_status
 
 NODES = {"nodes": 2, "processes": 4}
 SESSIONS = [
@@ -25,7 +28,16 @@ SESSIONS = [
 
 
 def status(*folders: Path, check: bool = True):
-    return run(sys.executable, "-m", "esm2_hyperpod.runs.status", *folders, check=check)
+    """What it says, each row in one line again; none of its lines is longer than 80 columns."""
+    result = run(sys.executable, "-m", "esm2_hyperpod.runs.status", *folders, check=check)
+    assert max(map(len, result.stdout.splitlines()), default=0) <= 80
+    result.stdout = result.stdout.replace("\n" + " " * 14, " ")
+    return result
+
+
+def name_of(output: Path, state: str) -> str:
+    """A run's name and state on the first line about it."""
+    return f"{short(str(output), 78 - len(state))}: {state}"
 
 
 @pytest.fixture
@@ -53,7 +65,7 @@ def write_checkpoint(folder: Path, step: int) -> Path:
 
 def test_running(output):
     text = status(output).stdout
-    assert text.startswith(f"{output}: running\n")
+    assert text.startswith(name_of(output, "running") + "\n")
     assert "step 40 of 100 (40%), 1 h 1 min to go" in text
     assert "1,025 residues/s, MFU 40.0%" in text
     assert "2.9000 █▆▃▁ 2.6000" in text
@@ -69,7 +81,7 @@ def test_interruptions_and_damaged_checkpoint(output):
     write_json_atomically(output / "run.json", record)
     (write_checkpoint(output, 50) / "model.safetensors").write_bytes(b"torn")
     text = status(output).stdout
-    assert text.startswith(f"{output}: to be continued\n")
+    assert text.startswith(name_of(output, "to be continued") + "\n")
     assert "to go" not in text
     assert "from step 0, 40, 40; interruptions: 3 starts: resumed 1 time(s) after an early stop, " in text
     assert "1 time(s) after a failure; 17 min 30 s between; 7 steps (20 min 0 s) done twice" in text
@@ -111,7 +123,9 @@ def test_silent_run_is_not_called_running(output):
     hours_ago = time.time() - 3 * 3600
     for name in ("run.json", "metrics.jsonl"):
         os.utime(output / name, (hours_ago, hours_ago))
-    assert status(output).stdout.startswith(f"{output}: silent for 3 h 0 min")
+    text = status(output).stdout
+    assert text.startswith(name_of(output, "silent for 3 h 0 min") + "\n")
+    assert "  problem     waiting in the queue, or dead; run the same command again to resume" in text
 
 
 def test_all_runs_below_a_folder(output):
@@ -122,11 +136,13 @@ def test_all_runs_below_a_folder(output):
     (damaged / "run.json").write_text('{"status": "run')
     text = status(output.parent).stdout
     assert [line for line in text.splitlines() if line and not line.startswith(" ")] == [
-        f"{output}: running",
-        f"{just_begun}: running",
-        f"{damaged}: run.json is corrupt (Unterminated string starting at: line 1 column 12 (char 11)); "
-        "move it away, the checkpoints are kept",
+        name_of(output, "running"),
+        name_of(just_begun, "running"),
+        name_of(damaged, "corrupt"),
     ]
+    assert (
+        "run.json is corrupt (Unterminated string starting at: line 1 column 12 (char 11)); move it" in text
+    )
     assert "step 0 of 8 (0%)" in text and "none yet" in text
 
 
@@ -134,3 +150,39 @@ def test_no_run(tmp_path):
     result = status(tmp_path, check=False)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1 and "no run.json" in result.stderr
+
+
+def test_a_long_name_is_shortened_and_its_end_is_kept(output):
+    (long := output.parent / f"{'very_' * 40}long").mkdir()
+    run_record.begin_run(long, {"max_steps": 8}, {}, 0)
+    first = run_status.describe(long, datetime.now(timezone.utc)).splitlines()[0]
+    assert len(first) == 80 and "…" in first and first.endswith("very_long: running")
+
+
+def test_colours_on_a_terminal_only(output, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["status", str(output)])
+    for terminal, no_color, coloured in ((True, "", True), (True, "1", False), (False, "", False)):
+        monkeypatch.setenv("NO_COLOR", no_color)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda answer=terminal: answer)
+        run_status.main()
+        assert ("\033[32mrunning\033[0m" in capsys.readouterr().out) is coloured
+
+
+def test_watching_shows_it_again_until_ctrl_c(output, monkeypatch, capsys):
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        run_record.append_metrics(output, {"step": 50 + len(slept), "loss": 2.0})
+        if len(slept) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_status.time, "sleep", sleep)
+    monkeypatch.setattr(sys, "argv", ["status", str(output), "--watch"])
+    assert run_status.main() is None
+    text = capsys.readouterr().out
+    assert [f"step {step} of 100" in text for step in (40, 51, 52, 53)] == [True, True, True, False]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("LINES", "5")
+    run_status.show("\n".join(map(str, range(9))))
+    assert capsys.readouterr().out.splitlines()[-2:] == ["0", "... 8 more lines"]
