@@ -23,8 +23,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-from tqdm import tqdm
-
 from esm2_hyperpod.artifacts import (
     MANIFEST,
     check_free_space,
@@ -257,16 +255,16 @@ def table_records(
         path = stack.enter_context(whole_file(arguments.output_dir / CLUSTERS))
         clusters = stack.enter_context(contextlib.closing(ClusterWriter(path)))
     batches = table.records(clusters)
-    bar = stack.enter_context(tqdm(total=table.rows, desc=table.name, unit=" records"))
-    batches = passed(batches, bar)
+    move_bar = stack.enter_context(byte_bar(table.rows, table.name, " records"))
+    batches = passed(batches, move_bar)
     if arguments.max_records and table.rows is not None:
         return sampled(batches, table.rows, arguments.max_records, arguments.seed)
     return batches
 
 
-def passed(batches: Iterator[Records], bar: tqdm) -> Iterator[Records]:
+def passed(batches: Iterator[Records], move_bar: Callable[[int], object]) -> Iterator[Records]:
     for batch in batches:
-        bar.update(len(batch))
+        move_bar(len(batch))
         yield batch
 
 

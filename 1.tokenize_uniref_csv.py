@@ -33,6 +33,7 @@ from esm2_hyperpod.console import (
     amounts,
     byte_bar,
     fsx_dir,
+    in_progress,
     mark,
     positive,
     step_parser,
@@ -210,7 +211,10 @@ def tokenize(arguments: argparse.Namespace, source: dict) -> None:
     for name in (*fractions.asked_for(), NOTES):
         (folder / name).mkdir(exist_ok=True)
     processes = max(1, min(arguments.num_proc, len(tasks), total // BYTES_WORTH_A_PROCESS))
-    table = build_table(arguments.clusters, folder / NOTES, arguments.seed) if arguments.clusters else ()
+    table = ()
+    if arguments.clusters:
+        with in_progress("indexing the clusters"):
+            table = build_table(arguments.clusters, folder / NOTES, arguments.seed)
     notes: list[dict] = [{}] * len(tasks)
     with byte_bar(total, "CSV") as move_bar:
         for index, done in run_all(tasks, processes):

@@ -25,6 +25,7 @@ without_peft()
 from transformers import set_seed
 
 from esm2_hyperpod.artifacts import read_manifest
+from esm2_hyperpod.console import in_progress
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.esm.model import FINAL_MODEL, read_config
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
@@ -85,7 +86,8 @@ def pretrain(args: PretrainingArguments) -> int | None:
         return None
 
     set_seed(args.seed)
-    model, shards = build_model(args)
+    with in_progress("making the model"):
+        model, shards = build_model(args)
     stop = StopRequests(output_dir, args.max_minutes, args.save_minutes)
     callbacks = [SaySharding(), stop, StopAfter(args.last_step)]
     if args.early_stopping_patience is not None:
@@ -96,7 +98,9 @@ def pretrain(args: PretrainingArguments) -> int | None:
         start = facts(args, manifest["synthetic"], "datasets", torch_compile=args.compile_layers)
         trainer.begin_run(options, start)
         epochs = args.last_step * args.packs_per_step / train.packs.packs_per_epoch
-        where = device_name(args.device) + (", compiled" if args.compile_layers else "")
+        where = device_name(args.device) + (
+            ", compiled in the first step, which takes minutes" if args.compile_layers else ""
+        )
         where += ", activations recomputed" if args.activation_checkpointing else ""
         trainer.say(
             f"{model.num_parameters():,} parameters; {len(train.store):,} sequences in "

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig, EsmConfig, EsmForMaskedLM
 
 from esm2_hyperpod.alphabet import MASK, PAD, TOKENS, build_tokenizer
-from esm2_hyperpod.artifacts import whole_folder
+from esm2_hyperpod.artifacts import folder_size, whole_folder
+from esm2_hyperpod.console import in_progress
 from esm2_hyperpod.errors import UserError, first_sentence
 from esm2_hyperpod.sizes import SHAPE, SIZES, Size, published_name, size_in
 
@@ -134,7 +135,11 @@ def save_final_model(
         plain = EsmForMaskedLM(EsmConfig.from_dict(config.to_dict()))
     plain.load_state_dict(weights, assign=True)
     plain.tie_weights()
-    with whole_folder(output_dir / FINAL_MODEL) as temporary:
+    title, size = f"writing {FINAL_MODEL}", sum(tensor.nbytes for tensor in plain.parameters())
+    with (
+        whole_folder(output_dir / FINAL_MODEL) as temporary,
+        in_progress(title, lambda: folder_size(temporary), size),
+    ):
         plain.save_pretrained(temporary, save_original_format=False)  # see ResumableTrainer._save
         build_tokenizer().save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import EsmConfig
 from transformers import logging as transformers_logging
 
+from esm2_hyperpod.console import in_progress
 from esm2_hyperpod.errors import UserError, first_sentence
 from esm2_hyperpod.esm.model import read_config
 from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, use_flash_attention_3
@@ -29,13 +30,14 @@ def load_masked_lm(name: str, device: torch.device, bf16: bool, head: bool = Tru
             config = read_config(name)
             if config.position_embedding_type != "rotary":
                 raise UserError(f"--model_name_or_path {name}: ESM-1, not ESM-2; give facebook/esm2_*")
-            model, report = PackedEsmForMaskedLM.from_pretrained(
-                name,
-                dtype=torch.float32,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
+            with in_progress(f"loading {name}"):
+                model, report = PackedEsmForMaskedLM.from_pretrained(
+                    name,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             if isinstance(error, UserError):
                 raise

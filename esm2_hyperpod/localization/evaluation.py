@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 
+from esm2_hyperpod.console import in_progress
 from esm2_hyperpod.localization.encoding import EncodedProteins
 from esm2_hyperpod.localization.metrics import (
     as_rows,
@@ -57,7 +58,8 @@ def evaluate_test(
     }
     predicted = decide(given["calibrated"], several)
     sequences = [[protein.sequence for protein in part] for part in (splits.train, splits.test)]
-    by_kmers = decide(kmer_predictions(sequences[0], train.targets, sequences[1]), several)
+    with in_progress("k-mer baseline"):
+        by_kmers = decide(kmer_predictions(sequences[0], train.targets, sequences[1]), several)
     by_majority = majority_predictions(truth)
     calibration = {name: _judged(p, truth, predicted, several) for name, p in given.items()}
 

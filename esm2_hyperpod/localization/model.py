@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
+from esm2_hyperpod.console import in_progress
 from esm2_hyperpod.errors import UserError, first_sentence
 from esm2_hyperpod.esm.model import read_config
 from esm2_hyperpod.localization.pooling import Pooling
@@ -100,20 +101,21 @@ def load_base(settings: Settings, device: torch.device, bf16: bool) -> EsmPreTra
         try:
             config = read_config(settings.base)
             pooling = Pooling(settings.pooling, config.num_hidden_layers)
-            model, report = CLASSES[settings.task].from_pretrained(
-                settings.base,
-                num_labels=len(settings.labels),
-                id2label=dict(enumerate(settings.labels)),
-                label2id={label: number for number, label in enumerate(settings.labels)},
-                problem_type=_problem(settings),
-                num_hidden_layers=pooling.base_layers + pooling.layers,
-                quantization_config=_four_bit(pooling, bf16) if settings.tuning == "qlora" else None,
-                device_map={"": device},
-                dtype=torch.float32,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # the contact head's size depends on the number of layers
-                output_loading_info=True,
-            )
+            with in_progress(f"loading {settings.base}"):
+                model, report = CLASSES[settings.task].from_pretrained(
+                    settings.base,
+                    num_labels=len(settings.labels),
+                    id2label=dict(enumerate(settings.labels)),
+                    label2id={label: number for number, label in enumerate(settings.labels)},
+                    problem_type=_problem(settings),
+                    num_hidden_layers=pooling.base_layers + pooling.layers,
+                    quantization_config=_four_bit(pooling, bf16) if settings.tuning == "qlora" else None,
+                    device_map={"": device},
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    ignore_mismatched_sizes=True,  # the contact head's size depends on the number of layers
+                    output_loading_info=True,
+                )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             if isinstance(error, UserError):
                 raise

@@ -1,4 +1,4 @@
-"""The pictures of a test: which label is taken for which, what a probability is worth, numbers against true."""
+"""The pictures of a test: which label is taken for which, what a probability is worth, numbers."""
 
 from collections.abc import Sequence
 from pathlib import Path

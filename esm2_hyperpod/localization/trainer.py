@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader, Sampler
 
+from esm2_hyperpod.console import in_progress
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.hashing import key64, permutation
 from esm2_hyperpod.localization.arguments import FinetuningArguments
@@ -179,7 +180,8 @@ class FinetuningTrainer(ResumableTrainer):
     def logits(self, proteins: Encoded) -> np.ndarray:
         """What the model gives the proteins, in the precision of training, as the task has it."""
         self.model.eval()
-        logits = predict_logits(self.model, proteins.ids, self.args.bf16)
+        with in_progress(f"scoring {len(proteins):,} proteins"):
+            logits = predict_logits(self.model, proteins.ids, self.args.bf16)
         self.model.train()
         return logits
 

@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from esm2_hyperpod.artifacts import whole_file, write_text_atomically
+from esm2_hyperpod.console import in_progress
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.hashing import key64, mix64
 from esm2_hyperpod.pretraining.packing import EpochPlan, Layout, plan_epoch
@@ -65,7 +66,8 @@ class EpochPlans:
 
     def __getitem__(self, epoch: int) -> EpochPlan:
         """The plan of an epoch; its members are sequence indices."""
-        plan = self._plan(epoch)
+        with in_progress(f"planning epoch {epoch}"):
+            plan = self._plan(epoch)
         if self.folder and not self.alike:
             write_text_atomically(_packs_file(self.folder, epoch), str(len(plan)))
         return plan

@@ -11,7 +11,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from esm2_hyperpod.artifacts import file_digest, size_text, whole_folder
+from esm2_hyperpod.artifacts import file_digest, folder_size, size_text, whole_folder
+from esm2_hyperpod.console import in_progress
 from esm2_hyperpod.errors import UserError, describe_os_error
 
 NVME = Path("/opt/dlami/nvme")
@@ -49,7 +50,11 @@ def local_copy(dataset_dir: Path, manifest: dict, disk: str) -> tuple[Path, str 
         if disk == "auto" and _on_one_file_system(root, dataset_dir):
             return dataset_dir, None
         copy.parent.mkdir(exist_ok=True)
-        with open(copy.with_name(f".{copy.name}.lock"), "a") as lock:
+        unfinished = copy.with_name(f".{copy.name}.tmp")  # of `whole_folder`, by whichever process copies
+        with (
+            open(copy.with_name(f".{copy.name}.lock"), "a") as lock,
+            in_progress(f"copying the data to {root}", lambda: folder_size(unfinished), size),
+        ):
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not all(_has_size(copy / name, file["bytes"]) for name, file in files.items()):
                 free = shutil.disk_usage(root).free

@@ -24,6 +24,7 @@ from scipy import sparse
 from scipy.stats import poisson
 
 from esm2_hyperpod.alphabet import AMINO_ACIDS
+from esm2_hyperpod.console import counted, in_progress
 from esm2_hyperpod.errors import UserError
 
 K = 5
@@ -99,7 +100,8 @@ def similar_families(sequences: Sequence[str]) -> tuple[np.ndarray, sparse.csr_a
 
 def _pairs(kmers: sparse.csr_array, distinct: np.ndarray) -> sparse.csr_array:
     blocks = []
-    for start in range(0, len(distinct), CHUNK):
+    starts = range(0, len(distinct), CHUNK)
+    for start in counted(starts, len(starts), "comparing proteins", f" x {CHUNK:,} proteins"):
         shared = (kmers[start : start + CHUNK] @ kmers.T).tocoo()
         row, column, count = shared.row + start, shared.col, shared.data
         enough = np.maximum(SHARED_AT_LEAST, SHARED_FRACTION * np.minimum(distinct[row], distinct[column]))
@@ -114,7 +116,8 @@ def _pairs(kmers: sparse.csr_array, distinct: np.ndarray) -> sparse.csr_array:
 
 def _kmer_table(sequences: Sequence[str]) -> tuple[sparse.csr_array, np.ndarray]:
     """Which protein holds which 5-mer, int32[n, kmers] of ones, and the number of 5-mers of each, int[n]."""
-    codes = [_kmer_codes(sequence) for sequence in sequences]
+    title = f"listing {K}-mers"
+    codes = [_kmer_codes(text) for text in counted(sequences, len(sequences), title, " proteins")]
     protein = np.repeat(np.arange(len(sequences)), [len(part) for part in codes])
     known, kmer = np.unique(np.concatenate(codes), return_inverse=True)
     usable = known[kmer] >= 0
@@ -167,7 +170,8 @@ def _mmseqs_groups(sequences: Sequence[str]) -> np.ndarray:
         fasta.write_text("".join(f">{number}\n{text}\n" for number, text in enumerate(sequences)))
         command = ["mmseqs", "easy-cluster", str(fasta), str(result), str(Path(folder) / "work")]
         command += ["--min-seq-id", "0.3", "-c", "0.5", "--cov-mode", "0", "-v", "1"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        with in_progress("clustering by MMseqs2"):
+            done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             last_line = ((done.stdout + done.stderr).strip().splitlines() or ["no message"])[-1]
             raise UserError(f"mmseqs failed ({last_line}); fix it or take it off the PATH to group by k-mers")

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch.distributed as dist
-from tqdm import tqdm
 
 from esm2_hyperpod.artifacts import write_json_atomically
+from esm2_hyperpod.console import byte_bar, in_progress
 from esm2_hyperpod.streaming.batches import from_first_rank, rank
 
 CHUNK = 1_024  # proteins that are sorted by length together, and written together
@@ -85,17 +85,16 @@ class ResumableFile:
             cut: how `items` are cut into chunks; what it does after some chunk depends on no earlier one.
         """
         done = from_first_rank(self._resume(header) if rank() == 0 else None)
-        bar = tqdm(initial=done, unit=unit, desc=title, disable=rank() > 0)
-        for chunk in cut(itertools.islice(items, done, None)):
-            written = content(chunk)
-            done += len(chunk)
-            if rank() == 0:
-                size = _append(self.partial, written)
-                _append(self._journal, f"{done} {size}\n".encode())
-            bar.update(len(chunk))
-            if from_first_rank(stop_asked() if rank() == 0 else None):
-                return None
-        bar.close()
+        with byte_bar(None, title, unit, done) as move_bar:
+            for chunk in cut(itertools.islice(items, done, None)):
+                written = content(chunk)
+                done += len(chunk)
+                if rank() == 0:
+                    size = _append(self.partial, written)
+                    _append(self._journal, f"{done} {size}\n".encode())
+                move_bar(len(chunk))
+                if from_first_rank(stop_asked() if rank() == 0 else None):
+                    return None
         return done
 
     def finish(self, convert: Callable[[Path, Path], None] | None = None) -> None:
@@ -107,7 +106,8 @@ class ResumableFile:
             if convert is None:
                 self.partial.replace(self.output)
             else:
-                convert(self.partial, self.output)
+                with in_progress(f"writing {self.output.name}"):
+                    convert(self.partial, self.output)
             self._partial_facts.replace(self.facts)
             self._journal.unlink(missing_ok=True)
             self.partial.unlink(missing_ok=True)

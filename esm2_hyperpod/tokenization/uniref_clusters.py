@@ -18,6 +18,7 @@ from pyarrow import csv, parquet
 
 from esm2_hyperpod.arrow import hash_ids
 from esm2_hyperpod.artifacts import file_digest
+from esm2_hyperpod.console import in_progress
 from esm2_hyperpod.errors import UserError
 
 CLUSTER_COLUMN, MEMBER_COLUMN = "ur50_id", "ur90_id"  # as in nvidia/esm2_uniref_pretraining_data
@@ -29,7 +30,8 @@ def table_digest(path: Path) -> str:
     """SHA-256 of the table. Raises `UserError` if there is none."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; --clusters takes a TSV or Parquet of clusters and members")
-    return file_digest(path)
+    with in_progress(f"reading {path.name}"):
+        return file_digest(path)
 
 
 class ClusterTable:

@@ -1,5 +1,6 @@
 """A Hugging Face Trainer that loses nothing: whole checkpoints, exact logs, one record of the run."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -17,7 +18,8 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Tra
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar
 
-from esm2_hyperpod.artifacts import write_json_atomically
+from esm2_hyperpod.artifacts import folder_size, write_json_atomically
+from esm2_hyperpod.console import in_progress
 from esm2_hyperpod.errors import LostPeer, UserError
 from esm2_hyperpod.runs import checkpoints
 from esm2_hyperpod.runs.record import (
@@ -105,8 +107,12 @@ class ResumableTrainer(Trainer):
         if checkpoint is not None:
             window = json.loads((checkpoint / WINDOW).read_text(encoding="utf-8"))
             self._window, self._residues_seen = window["losses"], window["residues_seen"]
+        title = f"loading {checkpoint.name}" if checkpoint else "placing the model on the devices"
+        start = OnceTraining(in_progress(title))
+        self.add_callback(start)
         try:
-            return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with start:
+                return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except Exception as error:
             close_trackers("failed")
             waited = seconds_waited(error) if isinstance(error, RuntimeError) else None
@@ -141,8 +147,11 @@ class ResumableTrainer(Trainer):
         if self.is_world_process_zero():
             shutil.rmtree(staging, ignore_errors=True)
         self.barrier()
+        title = f"writing checkpoint-{self.state.global_step}"
+        newest = next(reversed(checkpoints.list_checkpoints(self.output_dir)), None)
         try:
-            super()._save_checkpoint(model, trial)
+            with in_progress(title, lambda: folder_size(staging), newest and folder_size(newest)):
+                super()._save_checkpoint(model, trial)
             self._finish_checkpoint(staging / f"checkpoint-{self.state.global_step}")
         except (dist.DistError, torch.OutOfMemoryError):  # no fault of the disk
             raise
@@ -315,6 +324,18 @@ class StepsOfThisStart(TrainerCallback):
     def on_train_begin(self, args, state, control, **_):
         """Overwrite what the checkpoint's state says."""
         state.compute_steps(args, state.max_steps)
+
+
+class OnceTraining(contextlib.ExitStack, TrainerCallback):
+    """Leaves a context when what precedes the first step is done, or has failed."""
+
+    def __init__(self, context: contextlib.AbstractContextManager):
+        super().__init__()
+        self.enter_context(context)
+
+    def on_train_begin(self, args, state, control, **_):
+        """All is in its place."""
+        self.close()
 
 
 class StepTimeout(TrainerCallback):
