@@ -22,7 +22,9 @@ def test_the_front_page_is_read_in_one_sitting():
     assert len(TEXTS[pages.README].split()) <= 1800
 
 
-@pytest.mark.parametrize("page", [*pages.PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [*pages.PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
         path, _, anchor = link.partition("#")
