@@ -98,9 +98,6 @@ def test_every_command_of(page, shell):
     names = {"/home/you": str(shell.folder), "laptop:": f"{os.uname().nodename}:"}
     for block in pages.blocks(page):
         printed = ""
-        if block.language == "python":
-            shell.run(f"(cd $FSX_DIR/runs/ddp && python - <<'END'\n{block.commands[0]}END\n)")
-            continue
         for command in block.commands:
             if (
                 command in pages.NOT_WALKED

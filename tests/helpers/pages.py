@@ -28,16 +28,14 @@ NOT_WALKED = {
 
 @dataclass
 class Block:
-    """One ```bash block of a page, or one ```python block.
+    """One bash block of a page.
 
     Attributes:
         door: "laptop" or "cluster" where the block begins so, else "".
         commands: its commands, a continued line as one, without comments.
-        expected: the lines of the ```text block after it.
+        expected: the lines of the text block after it.
     """
 
-    page: Path
-    language: str
     door: str
     commands: list[str]
     expected: list[str]
@@ -46,13 +44,8 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     """All of a page, in its order."""
     text = page.read_text(encoding="utf-8")
-    found = re.findall(r"^```(bash|python)\n(.*?)^```$(?:\s*^```text\n(.*?)^```$)?", text, re.M | re.S)
-    return [
-        Block(
-            page, language, door(body), [body] if language == "python" else commands(body), said.splitlines()
-        )
-        for language, body, said in found
-    ]
+    found = re.findall(r"^```bash\n(.*?)^```$(?:\s*^```text\n(.*?)^```$)?", text, re.M | re.S)
+    return [Block(door(body), commands(body), said.splitlines()) for body, said in found]
 
 
 def door(body: str) -> str:
@@ -67,24 +60,14 @@ def commands(body: str) -> list[str]:
     return [line for line in (re.sub(r"(^|\s+)# .*", "", line).strip() for line in lines) if line]
 
 
-def all_commands() -> list[str]:
-    """Of all pages, in the order of a reader who begins with the front page."""
-    return [
-        command
-        for page in PAGES
-        for block in blocks(page)
-        if block.language == "bash"
-        for command in block.commands
-    ]
+def all_commands(of: list[Path] = PAGES) -> list[str]:
+    """Of these pages, in their order."""
+    return [command for page in of for block in blocks(page) for command in block.commands]
 
 
 def aws_commands() -> list[str]:
     """What stands after `python cluster_setup/hyperpod.py` on the pages; the cluster's page first."""
-    pages = [CLUSTER, README, *DOCS]
-    lines = [
-        c for page in pages for block in blocks(page) for c in block.commands if block.language == "bash"
-    ]
-    return [found[1] for line in lines if (found := AWS.fullmatch(line))]
+    return [found[1] for line in all_commands([CLUSTER, README, *DOCS]) if (found := AWS.fullmatch(line))]
 
 
 def anchors(page: Path) -> set[str]:
@@ -99,20 +82,17 @@ def pattern(line: str, names: dict[str, str]) -> re.Pattern[str]:
     """What a line of expected output matches: any numbers, any spaces, `...` for anything."""
     for shown, real in names.items():
         line = line.replace(shown, real)
-    # Bars and times are numbers of another kind.
-    parts = re.split(r"(\.\.\.|\s+|[▁▂▃▄▅▆▇█]+|\d[\d,.:e+-]*)", line.strip())
-    kinds = {"...": ".*", " ": r"\s+", "#": r"\d[\d,.:e+-]*", "█": "[▁▂▃▄▅▆▇█]+"}
-
-    def kind(part: str) -> str:
-        if part == "...":
-            return kinds["..."]
-        if part.isspace():
-            return kinds[" "]
-        if part[:1].isdigit():
-            return kinds["#"]
-        return kinds["█"] if part[:1] in "▁▂▃▄▅▆▇█" and part else re.escape(part)
-
-    return re.compile("".join(kind(part) for part in parts))
+    kinds = {
+        r"\.\.\.": ".*",
+        r"\s+": r"\s+",
+        "[▁▂▃▄▅▆▇█]+": "[▁▂▃▄▅▆▇█]+",
+        r"\d[\d,.:e+-]*": r"\d[\d,.:e+-]*",
+    }
+    parts = re.split(f"({'|'.join(kinds)})", line.strip())
+    return re.compile("".join(
+        next((matches for shown, matches in kinds.items() if re.fullmatch(shown, part)), re.escape(part))
+        for part in parts
+    ))  # fmt: skip
 
 
 def missing(expected: list[str], printed: str, names: dict[str, str]) -> list[str]:

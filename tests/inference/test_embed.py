@@ -72,7 +72,7 @@ def test_the_five_lines_of_the_readme_give_the_same(model_folder, tmp_path):
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     assert len([line for line in code.splitlines() if line]) == 5
     found = {}
-    exec(code.replace("runs/ddp/final_model", str(model_folder)), found)
+    exec(code.replace('"final_model"', repr(str(model_folder))), found)
     (tmp_path / "a.fasta").write_text(f">a\n{re.search('[A-Z]{8,}', code)[0]}\n")
     words = ["--model_name_or_path", model_folder, "--fasta", tmp_path / "a.fasta"]
     call("embed.py", *words, "--output_dir", tmp_path)
