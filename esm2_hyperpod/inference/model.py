@@ -90,6 +90,7 @@ def refuse_tuned(name: str) -> None:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Hold back transformers' table of weights, which is judged here."""
+    transformers_logging.disable_progress_bar()  # a log file would keep each of its states
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     try:

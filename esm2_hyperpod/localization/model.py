@@ -225,6 +225,7 @@ def _four_bit(pooling: Pooling, bf16: bool) -> BitsAndBytesConfig:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Hold back the table of fresh weights, which `load_base` judges itself, and advice to peft's authors."""
+    transformers_logging.disable_progress_bar()  # a log file would keep each of its states
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     try:

@@ -9,6 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EsmConfig, EsmForMaskedLM
+from transformers.utils.logging import disable_progress_bar
 
 from esm2_hyperpod.console import counted, in_progress
 from esm2_hyperpod.esm.fp8 import refuse_slow_fp8, use_fp8
@@ -64,6 +65,7 @@ def build_model(args: PretrainingArguments) -> tuple[EsmForMaskedLM, Shards | No
     args.activation_checkpointing = args.gradient_checkpointing = checkpointing
 
     def load() -> EsmForMaskedLM:
+        disable_progress_bar()  # of transformers; a log file would keep each of its states
         return model_class.from_pretrained(name, dtype=torch.float32)
 
     if starts_lean(args):
