@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers.commands import ROOT, on_demand, run
 from helpers.labelled_example import number_of, proteins, residue_labels, write_numbers, write_residue_labels
 from helpers.localization_example import settings_of
@@ -21,11 +22,13 @@ from hypothesis import strategies as st
 from scipy import stats
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
+from esm2_hyperpod.localization.arguments import FinetuningArguments
 from esm2_hyperpod.localization.encoding import NO_LABEL, EncodedResidues, collate
 from esm2_hyperpod.localization.metrics import intervals_over_proteins
 from esm2_hyperpod.localization.regression import intervals_of_numbers, scores_of_numbers
 from esm2_hyperpod.localization.residues import Residues, confusions, window_predictions
 from esm2_hyperpod.proteins.labelled import Protein
+from esm2_hyperpod.training.parsing import parse
 
 FLAGS = (
     "--max_seq_length 40 --global_batch_size 12 --per_device_train_batch_size 6 --learning_rate 0.01 "
@@ -57,8 +60,7 @@ def finished(request, example) -> tuple[str, Path, str]:
     """The task, an undisturbed run in 4 bits with everything it can do, and what it printed."""
     output = example / request.param
     words = command(example, request.param, output, "--predict_file", example / "new.fasta")
-    with own_process():
-        result = here(*words, "--merge_adapter")
+    result = run(*words, "--merge_adapter")
     return request.param, output, result.stdout
 
 
@@ -150,11 +152,19 @@ def test_an_adapter_brings_its_task(finished, example, tmp_path):
     task, output, _ = finished
     words = ["--model_name_or_path", output / "adapter", "--output_dir", tmp_path]
     words += ["--train_file", example / f"{task}.csv", *FLAGS, "--max_steps", 1, "--learning_rate", "1e-9"]
-    with own_process():
-        here("finetune_localization.py", *words)
+    run("finetune_localization.py", *words)
     first, again = (json.loads((out / "metrics.json").read_text()) for out in (output, tmp_path))
     name = "accuracy" if task == "residue" else "spearman"
     assert again[name] == pytest.approx(first[name], abs=1e-4)
+
+
+def test_the_preset_for_a_laptop_has_flags_that_are_known(monkeypatch):
+    preset = ROOT / "presets" / "laptop_finetuning.yaml"
+    places = ["--model_name_or_path", "base", "--train_file", "a.csv", "--output_dir", "run"]
+    monkeypatch.setattr(sys, "argv", ["finetune_localization.py", "--config", str(preset), *places])
+    filled = parse(FinetuningArguments)
+    for name, value in yaml.safe_load(preset.read_text()).items():
+        assert getattr(filled, name) == type(getattr(filled, name))(value)
 
 
 # ---- as for localization ----------------------------------------------------------------------------

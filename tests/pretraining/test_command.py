@@ -17,7 +17,7 @@ from esm2_hyperpod.esm.model import FINAL_MODEL
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
 from esm2_hyperpod.training.parsing import parse
 
-PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+PRESETS = [path for path in sorted((ROOT / "presets").glob("*.yaml")) if "finetuning" not in path.stem]
 
 
 def test_data_workers_and_checkpoints_by_the_minute_change_nothing(tokenized, undisturbed, tmp_path):
