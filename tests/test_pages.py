@@ -60,7 +60,8 @@ def test_every_command_is_walked_or_on_the_short_list():
 
 def test_flags_named_are_flags():
     steps = "0.download_data.py", "1.tokenize_uniref_csv.py", "finetune_localization.py"
-    others = ("bash", "quickstart.sh"), (sys.executable, "-m", "esm2_hyperpod.planner")
+    modules = ((sys.executable, "-m", f"esm2_hyperpod.{name}") for name in ("planner", "runs.status"))
+    others = ("bash", "quickstart.sh"), *modules
     helps = "".join(run(*command, "--help").stdout for command in [*((step,) for step in steps), *others])
     helps += "".join(script(name).parser().format_help() for name in USES)
     helps += run("train.py", "--help_all").stdout

@@ -85,9 +85,15 @@ def to_parquet(stream: Path, output: Path) -> None:
     """One file, a row group a chunk."""
     with whole_file(output) as temporary, pa.memory_map(str(stream)) as source:
         reader = pa.ipc.open_stream(source)
-        # Vectors do not repeat, and their least and greatest values help nobody.
+        # Vectors do not repeat, and their least and greatest values help nobody. Without our schema lists are
+        # read as lists of any length: with it, pyarrow before 26 fails on a null among lists of one length.
         with parquet.ParquetWriter(
-            temporary, reader.schema, compression="none", use_dictionary=False, write_statistics=["id"]
+            temporary,
+            reader.schema,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=["id"],
+            store_schema=False,
         ) as writer:
             for part in reader:
                 writer.write_batch(part, row_group_size=max(len(part), 1))
