@@ -22,12 +22,12 @@ settings.register_profile("any machine", deadline=None)  # it may be busy
 settings.load_profile("any machine")
 
 # Each file is run by one worker from beginning to end. The longest begin first, so that both end together.
-LONGEST = "test_quickstart test_survival test_processes test_local_slurm test_moto test_command".split()
+LONGEST = "quickstart survival processes layouts command local_slurm moto".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, the others as they were."""
-    rank = {name: number for number, name in enumerate(LONGEST)}
+    rank = {f"test_{name}": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 

@@ -213,6 +213,7 @@ def test_killed_at_any_instant_it_ends_with_the_same_bytes(base, tmp_path):
     assert sum(other["killed"] for other in others) > 5
 
 
+@on_demand
 def test_two_processes_write_the_bytes_of_one(base, tmp_path):
     write_fasta(tmp_path / "a.fasta", 1500)
     words = ["--model_name_or_path", base, "--fasta", tmp_path / "a.fasta", "--max_length", 60]

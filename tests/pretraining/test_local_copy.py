@@ -1,4 +1,4 @@
-"""The dataset's copy on a node's disk: whole and checked, or not used. In test_processes.py two share it."""
+"""The dataset's copy on a node's disk: whole and checked, or not used. In test_layouts.py two share it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Muon against torch's own; on several processes: test_processes."""
+"""Muon against torch's own; on several processes: test_layouts."""
 
 import copy
 

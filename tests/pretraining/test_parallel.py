@@ -1,4 +1,4 @@
-"""Which divisions of the work are refused; the losses of those that are not: test_processes."""
+"""Which divisions of the work are refused; the losses of those that are not: test_layouts."""
 
 import pytest
 import torch
