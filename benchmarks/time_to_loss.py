@@ -22,6 +22,8 @@ from esm2_hyperpod.figures import new_figure, save_figure  # noqa: E402
 from esm2_hyperpod.runs.record import read_metrics  # noqa: E402
 
 VARIANTS = {
+    "AdamW 2.5e-4": "--learning_rate 2.5e-4",
+    "AdamW 5e-4": "--learning_rate 5e-4",
     "AdamW 1e-3": "--learning_rate 1e-3",
     "AdamW 2e-3": "--learning_rate 2e-3",
     "Muon 1e-3": "--optim muon --learning_rate 1e-3",
