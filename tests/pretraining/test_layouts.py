@@ -55,6 +55,7 @@ def test_the_best_is_exported_after_an_interruption(tokenized, tmp_path, fsdp):
     assert metrics(tmp_path / "still")[-1][4] == pytest.approx(losses[best], abs=1e-5)
 
 
+@on_demand
 def test_muon_is_the_same_whole_and_sharded(tokenized, undisturbed, tmp_path):
     train(tokenized, tmp_path / "one", "--optim", "muon")
     divide(tokenized, tmp_path / "fsdp", "--optim", "muon", fsdp=True)
