@@ -188,7 +188,9 @@ def read_or_make_splits(args: FinetuningArguments, folder: Path) -> Splits:
     """The splits of this run. Made once, so that a resumed run has the same proteins."""
     asked = args.data_identity()
     there = (folder / MANIFEST).is_file() and read_manifest(folder, made_by="the same command again")
-    if not there or there.get("options") != asked:  # the folder holds no run yet, or one of these options
+    made_with = {name: getattr(FinetuningArguments, name) for name in asked}  # an older folder lacks some
+    # The folder holds no run yet, or one of these options.
+    if not there or {**made_with, **there["options"]} != asked:
         if args.dataset_name:
             given = read_hub_dataset(args.dataset_name, args.kind)
         else:

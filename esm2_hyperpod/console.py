@@ -138,9 +138,9 @@ def _watch(title: str, size: Callable[[], int] | None, total: int | None, ended:
     terminal = sys.stderr.isatty()
     said = -SECONDS_BETWEEN_LINES
     while True:
-        over = ended.wait(0)
-        lines.done = size() if size else 0
+        over = ended.is_set()
         if terminal or over or lines.seconds - said > SECONDS_BETWEEN_LINES:
+            lines.done = size() if size else 0
             lines.say(end="\033[K\r" if terminal and not over else "\n")
             said = lines.seconds
         if over:

@@ -18,12 +18,11 @@ from esm2_hyperpod.console import in_progress
 from esm2_hyperpod.localization.encoding import EncodedProteins
 from esm2_hyperpod.localization.metrics import (
     as_rows,
+    calibration_facts,
     decide,
-    expected_calibration_error,
     intervals,
     per_class,
     probabilities,
-    reliability,
     scores,
 )
 from esm2_hyperpod.localization.settings import Settings
@@ -74,13 +73,7 @@ def evaluate_test(
             "majority_class": {"label": settings.joined(by_majority[0]), **scored(by_majority)},
             "kmer_logistic_regression": {"what": KMER_BASELINE, **scored(by_kmers)},
         },
-        "calibration": {
-            "temperature": settings.temperature,
-            "expected_calibration_error": {
-                name: expected_calibration_error(*judged) for name, judged in calibration.items()
-            },
-            "reliability": {name: reliability(*judged) for name, judged in calibration.items()},
-        },
+        "calibration": calibration_facts(settings.temperature, calibration),
         "per_class": per_class(truth, predicted, settings.labels),
         "confusion_matrix": (truth.T @ predicted).tolist(),
     }

@@ -182,3 +182,20 @@ def expected_calibration_error(probability: np.ndarray, correct: np.ndarray) -> 
     """Mean gap between probability and share correct, weighted by the proteins of each bin."""
     bins = reliability(probability, correct)
     return sum(count * abs(given - share) for count, given, share in bins) / len(correct)
+
+
+def calibration_facts(
+    temperature: float, judged: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> dict[str, float | dict]:
+    """What a report says of probabilities.
+
+    Args:
+        judged: before calibration and after it, by name: probabilities float[n] and whether each was right.
+    """
+    return {
+        "temperature": temperature,
+        "expected_calibration_error": {
+            name: expected_calibration_error(*pair) for name, pair in judged.items()
+        },
+        "reliability": {name: reliability(*pair) for name, pair in judged.items()},
+    }

@@ -14,11 +14,10 @@ from torch.nn import functional
 from esm2_hyperpod.alphabet import AMINO_ACIDS, encode
 from esm2_hyperpod.localization.encoding import NO_LABEL, Encoded, EncodedResidues
 from esm2_hyperpod.localization.metrics import (
-    expected_calibration_error,
+    calibration_facts,
     intervals_over_proteins,
     per_class_of_confusion,
     probabilities,
-    reliability,
     scores_of_confusion,
 )
 from esm2_hyperpod.localization.settings import Settings
@@ -124,13 +123,7 @@ class Residues(Places):
                 },
                 "window_logistic_regression": {"what": WINDOW_BASELINE, **scored(by_window)},
             },
-            "calibration": {
-                "temperature": settings.temperature,
-                "expected_calibration_error": {
-                    name: expected_calibration_error(*pair) for name, pair in judged.items()
-                },
-                "reliability": {name: reliability(*pair) for name, pair in judged.items()},
-            },
+            "calibration": calibration_facts(settings.temperature, judged),
             "per_class": per_class_of_confusion(confusion, settings.labels),
             "confusion_matrix": confusion.tolist(),
         }

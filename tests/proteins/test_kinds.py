@@ -115,7 +115,7 @@ def test_every_split_has_small_and_large_numbers():
     rows = [row(name, sequence, str(number)) for number, (name, sequence) in enumerate(proteins(200, 0))]
     splits = make_splits({"train": rows}, "random", 0, NUMBERS)
     for part in (splits.train, splits.validation, splits.test):
-        assert np.histogram(targets(part), 5, (0, 200))[0].min() >= len(part) // 5 - 4
+        assert np.histogram(targets(part), 5, (0, 200))[0].min() >= len(part) // 5 - max(1, len(part) // 40)
     assert splits.facts["target"]["mean"] == pytest.approx(targets(splits.train).mean())
 
 
