@@ -233,6 +233,23 @@ def test_other_labels_in_the_same_folder_are_split_anew(example, tmp_path):
     shutil.rmtree(tmp_path / "out")
 
 
+def test_splits_that_are_older_than_an_option_stay(example, tmp_path):
+    with open(tmp_path / "old.csv", "w", newline="") as file:
+        rows = [(name, s, "AB"[len(s) % 2]) for name, s in proteins(60, 0)]
+        csv.writer(file).writerows([("id", "sequence", "label"), *rows])
+    words = ["--model_name_or_path", example / "base", "--output_dir", tmp_path / "out"]
+    words += ["--train_file", tmp_path / "old.csv", "--global_batch_size", 500]
+    manifest, made = tmp_path / "out" / "splits" / "manifest.json", []
+    for _ in range(2):
+        with own_process():
+            assert here("finetune_localization.py", *words, check=False).returncode == 1
+        made.append(manifest.with_name("test.csv").stat().st_mtime_ns)
+        facts = json.loads(manifest.read_text())
+        facts["options"] = {k: v for k, v in facts["options"].items() if k not in ("task", "unlabelled")}
+        manifest.write_text(json.dumps(facts))
+    assert made[0] == made[1]
+
+
 # ---- parts ------------------------------------------------------------------------------------------
 
 
