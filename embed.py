@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from esm2_hyperpod.imports import without_kernels_warning, without_peft
+from esm2_hyperpod.imports import leave_out, without_kernels_warning
 
-without_peft()
+leave_out("peft", "datasets", "scipy")
 without_kernels_warning()
 
 from esm2_hyperpod.errors import UserError, run_script

@@ -19,9 +19,9 @@ import csv
 import math
 from pathlib import Path
 
-from esm2_hyperpod.imports import without_peft
+from esm2_hyperpod.imports import leave_out
 
-without_peft()
+leave_out("peft", "datasets", "scipy")
 
 from esm2_hyperpod.alphabet import AMINO_ACIDS
 from esm2_hyperpod.console import positive

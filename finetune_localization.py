@@ -24,10 +24,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from esm2_hyperpod.command_line import begin
-from esm2_hyperpod.imports import without_kernels_warning
+from esm2_hyperpod.imports import leave_out, without_kernels_warning
 
 if __name__ == "__main__":
     begin(__doc__)  # the imports below take seconds
+leave_out("datasets", "scipy")
 without_kernels_warning()
 
 import torch

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from esm2_hyperpod.imports import without_peft
+from esm2_hyperpod.imports import leave_out
 
-without_peft()
+leave_out("peft", "datasets", "scipy")
 
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.inference.heat_map import draw_heat_map

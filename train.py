@@ -16,11 +16,11 @@ import shutil
 from pathlib import Path
 
 from esm2_hyperpod.command_line import begin
-from esm2_hyperpod.imports import without_peft
+from esm2_hyperpod.imports import leave_out
 
 if __name__ == "__main__":
     begin(__doc__)  # the imports below take seconds
-without_peft()
+leave_out("peft", "datasets", "scipy")
 
 from transformers import set_seed
 

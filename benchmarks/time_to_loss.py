@@ -2,9 +2,9 @@
 
     python benchmarks/time_to_loss.py --fasta sample.fasta.gz --folder /tmp/race [--seeds 0 1 2]
 
-Data, model, batch, number of steps, schedule and validation set are the same for all; the seed decides
-weights, order, crops and masks. The bar is the loss that the best AdamW ends with. Started again, it goes on
-where it was. Prints Markdown; writes race.png into the folder.
+Data, model, batch, number of steps and validation set are the same for all; the seed decides weights, order,
+crops and masks. The bar is the loss that the best AdamW ends with. The losses of the test split are of the
+models at the end. Started again, it goes on where it was. Prints Markdown; writes race.png into the folder.
 """
 
 import argparse
@@ -18,17 +18,28 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import torch  # noqa: E402
+
+from esm2_hyperpod.esm.model import FINAL_MODEL  # noqa: E402
 from esm2_hyperpod.figures import new_figure, save_figure  # noqa: E402
+from esm2_hyperpod.inference.model import load_masked_lm  # noqa: E402
+from esm2_hyperpod.pretraining import validation  # noqa: E402
+from esm2_hyperpod.pretraining.arguments import PretrainingArguments  # noqa: E402
+from esm2_hyperpod.pretraining.data import open_split  # noqa: E402
 from esm2_hyperpod.runs.record import read_metrics  # noqa: E402
 
 VARIANTS = {
+    "AdamW 1.25e-4": "--learning_rate 1.25e-4",
     "AdamW 2.5e-4": "--learning_rate 2.5e-4",
+    "AdamW 2.5e-4 WSD": "--learning_rate 2.5e-4 --lr_schedule wsd",
+    "AdamW 5e-4 beta2 0.95": "--learning_rate 5e-4 --adam_beta2 0.95",
     "AdamW 5e-4": "--learning_rate 5e-4",
     "AdamW 1e-3": "--learning_rate 1e-3",
     "AdamW 2e-3": "--learning_rate 2e-3",
+    "Muon 5e-4": "--optim muon --learning_rate 5e-4",
     "Muon 1e-3": "--optim muon --learning_rate 1e-3",
+    "Muon 1e-3 WSD": "--optim muon --learning_rate 1e-3 --lr_schedule wsd",
     "Muon 2e-3": "--optim muon --learning_rate 2e-3",
-    "Muon 4e-3": "--optim muon --learning_rate 4e-3",
 }
 
 
@@ -48,6 +59,7 @@ def main() -> None:
     run("0.download_data.py", "--source", args.fasta, "--num_partitions", 4, "--output_dir", csv)
     run("1.tokenize_uniref_csv.py", "--input_dir", csv, "--output_dir", arrow, "--validation_size", 0.02)
     curves: dict[str, list[dict[int, float]]] = {name: [] for name in args.variants}
+    tests: dict[str, list[float]] = {name: [] for name in args.variants}
     speeds: dict[str, list[float]] = {name: [] for name in args.variants}
     for seed in args.seeds:
         for name in args.variants:
@@ -55,19 +67,20 @@ def main() -> None:
             run("train.py", "--dataset_dir", arrow, "--output_dir", output, *flags(args, name, seed))
             lines = read_metrics(output)
             curves[name].append({line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line})
+            tests[name].append(loss_of_test_split(output, arrow / "test"))
             # Of the fastest window: the machine may have had other work in the others.
             speeds[name].append(max(line["tokens_per_second"] for line in lines if "loss" in line))
-            report(args, curves, speeds)
+            report(args, curves, tests, speeds)
 
 
 def flags(args: argparse.Namespace, name: str, seed: int) -> list[object]:
     """The command line of one run."""
-    each = max(1, args.steps // 12)
+    each = max(1, args.steps // 6)
     return [
         *("--model_size", args.model_size, "--seed", seed, "--max_steps", args.steps),
         *("--tokens_per_device", min(args.tokens, 2048), "--global_batch_tokens", args.tokens),
         *("--max_seq_length", 512, "--eval_steps", each, "--logging_steps", each, "--save_steps", 10**6),
-        *("--report_to", "none", *VARIANTS[name].split()),
+        *("--precision", "bf16", "--report_to", "none", *VARIANTS[name].split()),
     ]
 
 
@@ -78,18 +91,33 @@ def run(*words: object) -> None:
         sys.exit(f"time_to_loss.py: error: {words[0]} failed")
 
 
-def report(args: argparse.Namespace, curves: dict, speeds: dict) -> None:
+def loss_of_test_split(output: Path, folder: Path) -> float:
+    """What validation would print of the final model, of the sequences of the test split."""
+    options = PretrainingArguments(
+        dataset_dir=str(folder.parent), output_dir=str(output), tokens_per_device=2048, max_seq_length=512
+    )
+    split = open_split(folder, options, validation.SEED, None)
+    assert split is not None
+    model = load_masked_lm(str(output / FINAL_MODEL), torch.device("cpu"), bf16=False)
+    keys = [(validation.EPOCH, split.packs[number][1]) for number in range(split.packs.packs_per_epoch)]
+    batches = (split.batches[key] for key in keys)
+    counted = (({name: value for name, value in one.items() if name != "counts"}, True) for one in batches)
+    return validation.validate(model, counted, torch.device("cpu"))["eval_loss"]
+
+
+def report(args: argparse.Namespace, curves: dict, tests: dict, speeds: dict) -> None:
     """The table and the picture of what has been run so far."""
     done = {name: runs for name, runs in curves.items() if runs}
     ends = {name: statistics.mean(run[args.steps] for run in runs) for name, runs in done.items()}
     bar = min((end for name, end in ends.items() if name.startswith("AdamW")), default=None)
-    print(f"\n| | runs | loss after {args.steps} steps | lowest, highest | tokens to the bar | tokens/s |")
-    print("|---|---|---|---|---|---|")
+    print(f"\n| | runs | loss, step {args.steps} | lowest, highest | test | tokens to the bar | tokens/s |")
+    print("|---|---|---|---|---|---|---|")
     for name, runs in done.items():
         last = [run[args.steps] for run in runs]
         reached = [crossing(run, bar) for run in runs] if bar else []
         tokens = "not reached" if None in reached or not reached else f"{statistics.mean(reached):.0%}"
-        print(f"| {name} | {len(runs)} | {ends[name]:.4f} | {min(last):.4f}, {max(last):.4f} | {tokens} "
+        print(f"| {name} | {len(runs)} | {ends[name]:.4f} | {min(last):.4f}, {max(last):.4f} "
+              f"| {statistics.mean(tests[name]):.4f} | {tokens} "
               f"| {statistics.median(speeds[name]):,.0f} |", flush=True)  # fmt: skip
     figure, (panel,) = new_figure(6, 4)
     for name, runs in done.items():

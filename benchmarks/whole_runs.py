@@ -1,4 +1,4 @@
-"""The numbered scripts as they are run, and the figures that they log: DDP, FSDP2, 4-bit fine-tuning.
+"""The numbered scripts as they are run, and the figures that they log: DDP, FSDP2, Muon, 4-bit fine-tuning.
 
     python benchmarks/whole_runs.py --model_sizes 150M 650M [--json benchmarks/out/runs.json]
 
@@ -27,7 +27,12 @@ from esm2_hyperpod.esm.model import build_config  # noqa: E402
 from esm2_hyperpod.runs.record import read_metrics  # noqa: E402
 from esm2_hyperpod.training.throughput import device_name  # noqa: E402
 
-WRAPPERS = {"DDP": "2.train_ddp.sh", "FSDP2": "3.train_fsdp.sh"}
+PRETRAINING = {
+    "DDP": ["2.train_ddp.sh"],
+    "DDP, Muon": ["2.train_ddp.sh", "--optim", "muon"],
+    "FSDP2": ["3.train_fsdp.sh"],
+    "FSDP2, Muon": ["3.train_fsdp.sh", "--optim", "muon"],
+}
 FIGURES = "residues_per_second residues_per_second_per_device mfu peak_memory_gb data_wait_share".split()
 ON_GPU = torch.cuda.is_available()
 PROCESSES = torch.cuda.device_count() or 2
@@ -62,20 +67,21 @@ def measured(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict
     run(sys.executable, "1.tokenize_uniref_csv.py", "--input_dir", folder / "csv",
         "--output_dir", folder / "arrow")  # fmt: skip
     for size in args.model_sizes:
-        for name, wrapper in WRAPPERS.items():
-            yield f"{name}, {size}", pretraining(wrapper, size, args, folder / f"{name}-{size}", folder)
+        for name, words in PRETRAINING.items():
+            output = folder / f"{name.replace(', ', '-')}-{size}"
+            yield f"{name}, {size}", pretraining(words, size, args, output, folder)
         yield f"4-bit fine-tuning, {size}", finetuning(size, args, folder)
 
 
-def pretraining(wrapper: str, size: str, args: argparse.Namespace, output: Path, folder: Path) -> dict:
-    """Figures of the last log of a run."""
+def pretraining(words: list[str], size: str, args: argparse.Namespace, output: Path, folder: Path) -> dict:
+    """Figures of the last log of a run: `words` are a wrapper and flags for it."""
     flags = [
         *("--model_size", size, "--max_steps", args.steps, "--logging_steps", args.steps // 2),
         *("--tokens_per_device", args.tokens, "--global_batch_tokens", 2 * PROCESSES * args.tokens),
         *("--save_steps", 10**6, "--eval_strategy", "no", "--report_to", "none"),
     ]
     places = {"DATASET_DIR": str(folder / "arrow"), "OUTPUT_DIR": str(output)}
-    failed = run("bash", wrapper, *flags, **places)
+    failed = run("bash", *words, *flags, **places)
     if failed:
         return {"failed": failed}
     last = [line for line in read_metrics(output) if "loss" in line][-1]

@@ -1,21 +1,21 @@
 """What a script must settle before it imports transformers."""
 
+import importlib
 import logging
 
 
-def without_peft() -> None:
-    """Have transformers and accelerate take peft for not installed, in a script that has no use for it.
+def leave_out(*packages: str) -> None:
+    """Have transformers and accelerate take packages for not installed, in a script that has no use for them.
 
-    transformers 5.23 imports peft, and with it bitsandbytes, wherever it finds them (`trainer_utils.py`);
-    accelerate 1.15 does when it saves under FSDP (`modeling.py`). That takes two seconds of every start and
-    warns on some processors. Neither has a setting for it. Ends when both import peft where they use it.
+    transformers 5.23 imports wherever it finds them peft, and with it bitsandbytes (`trainer_utils.py`),
+    datasets, and with it pandas (`trainer.py`), and scipy (`loss_for_object_detection.py`); accelerate 1.15
+    imports peft when it saves under FSDP (`modeling.py`). That is half of the time of every start, on all
+    processes at once. Neither has a setting for it. Ends when both import them where they use them.
     """
-    import transformers.utils
-
-    transformers.utils.is_peft_available = lambda: False
-    import accelerate.utils.modeling
-
-    accelerate.utils.modeling.is_peft_available = lambda: False
+    for name in ("transformers.utils", "accelerate.utils.modeling"):  # the second imports more of the first
+        module = importlib.import_module(name)
+        for package in packages:
+            setattr(module, f"is_{package}_available", lambda: False)
 
 
 def without_kernels_warning() -> None:

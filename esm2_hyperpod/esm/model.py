@@ -1,12 +1,17 @@
 """A configuration from scratch; what a folder or a hub name holds; the model a run leaves."""
 
+import contextlib
 import difflib
 import json
+import logging
 import re
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, EsmConfig, EsmForMaskedLM
+from transformers import logging as transformers_logging
 
 from esm2_hyperpod.alphabet import MASK, PAD, TOKENS, build_tokenizer
 from esm2_hyperpod.artifacts import folder_size, whole_folder
@@ -58,6 +63,20 @@ def build_config(model_size: str, config_name: str | None = None, **shape: int |
         )
     config.update(shape)
     return config
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Hold back transformers' bars and table of weights, which callers judge, and peft's warnings."""
+    transformers_logging.disable_progress_bar()  # a log file would keep each of its states
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def check_model_folder(name_or_path: str, flag: str = "--model_name_or_path") -> None:

@@ -1,18 +1,14 @@
 """ESM-2 as it is used: packed, frozen, in fp32 or bf16."""
 
-import contextlib
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from transformers import EsmConfig
-from transformers import logging as transformers_logging
 
 from esm2_hyperpod.console import in_progress
 from esm2_hyperpod.errors import UserError, first_sentence
-from esm2_hyperpod.esm.model import read_config
+from esm2_hyperpod.esm.model import quietly, read_config
 from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, use_flash_attention_3
 
 TUNED_FILES = ("localization.json", "adapter_config.json")
@@ -25,7 +21,7 @@ def load_masked_lm(name: str, device: torch.device, bf16: bool, head: bool = Tru
 
     Raises `UserError` if it is no ESM-2, cannot be read, or lacks weights.
     """
-    with _quietly():
+    with quietly():
         try:
             config = read_config(name)
             if config.position_embedding_type != "rotary":
@@ -85,15 +81,3 @@ def refuse_tuned(name: str) -> None:
             f"--model_name_or_path {name}: fine-tuned to classify, so it gives no probabilities of residues; "
             "give the model it was made from (base in its localization.json)"
         )
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Hold back transformers' table of weights, which is judged here."""
-    transformers_logging.disable_progress_bar()  # a log file would keep each of its states
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)

@@ -13,9 +13,9 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from esm2_hyperpod.imports import without_peft
+from esm2_hyperpod.imports import leave_out
 
-without_peft()
+leave_out("peft", "datasets", "scipy")
 
 from esm2_hyperpod.artifacts import read_manifest, size_text
 from esm2_hyperpod.command_line import Parser

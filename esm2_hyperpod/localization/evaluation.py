@@ -1,18 +1,11 @@
 """The test: the model's scores with intervals, beside what can be had without a language model.
 
-The baselines always give the most frequent label, and count k-mers.
+The baselines always give the most frequent label, or are in `baselines.py`.
 """
 
-import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.multiclass import OneVsRestClassifier
-from sklearn.pipeline import make_pipeline
 
 from esm2_hyperpod.console import in_progress
 from esm2_hyperpod.localization.encoding import EncodedProteins
@@ -27,12 +20,6 @@ from esm2_hyperpod.localization.metrics import (
 )
 from esm2_hyperpod.localization.settings import Settings
 from esm2_hyperpod.proteins.splits import Splits
-
-TERMINUS = 50
-KMER_BASELINE = (
-    "logistic regression on residues and residue pairs of the whole sequence, and again of its first "
-    f"{TERMINUS} and last {TERMINUS} residues (tf-idf, C = 10)"
-)
 
 
 def evaluate_test(
@@ -49,6 +36,8 @@ def evaluate_test(
         logits: float[test proteins, labels].
         seed: of the bootstrap.
     """
+    from esm2_hyperpod.localization import baselines  # slow to import
+
     several = settings.multi_label
     truth = as_rows(test.targets, len(settings.labels))
     given = {
@@ -58,7 +47,7 @@ def evaluate_test(
     predicted = decide(given["calibrated"], several)
     sequences = [[protein.sequence for protein in part] for part in (splits.train, splits.test)]
     with in_progress("k-mer baseline"):
-        by_kmers = decide(kmer_predictions(sequences[0], train.targets, sequences[1]), several)
+        by_kmers = decide(baselines.kmer_predictions(sequences[0], train.targets, sequences[1]), several)
     by_majority = majority_predictions(truth)
     calibration = {name: _judged(p, truth, predicted, several) for name, p in given.items()}
 
@@ -71,7 +60,7 @@ def evaluate_test(
         "model": scored(predicted),
         "baselines": {
             "majority_class": {"label": settings.joined(by_majority[0]), **scored(by_majority)},
-            "kmer_logistic_regression": {"what": KMER_BASELINE, **scored(by_kmers)},
+            "kmer_logistic_regression": {"what": baselines.KMER_CLASSIFIER, **scored(by_kmers)},
         },
         "calibration": calibration_facts(settings.temperature, calibration),
         "per_class": per_class(truth, predicted, settings.labels),
@@ -95,29 +84,3 @@ def majority_predictions(truth: np.ndarray) -> np.ndarray:
     """
     kinds, counts = np.unique(truth, axis=0, return_counts=True)
     return np.repeat(kinds[counts.argmax()][None], len(truth), axis=0)
-
-
-def kmer_predictions(train: Sequence[str], train_targets: np.ndarray, test: Sequence[str]) -> np.ndarray:
-    """What `KMER_BASELINE`, fitted on the training sequences, gives the test sequences: float[test, labels].
-
-    Probabilities; one regression a label where `train_targets` are 0/1 rows, else one for all labels.
-    """
-    several = train_targets.ndim == 2
-    regression = LogisticRegression(C=10.0, max_iter=500)
-    features = TfidfVectorizer(analyzer=kmer_words, sublinear_tf=True)
-    classifier = make_pipeline(features, OneVsRestClassifier(regression) if several else regression)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 500 rounds are plenty for a yardstick
-        classifier.fit(train, train_targets)
-    return classifier.predict_proba(test)
-
-
-def kmer_words(sequence: str) -> list[str]:
-    """The features of a sequence, those of the termini marked so that they are counted apart."""
-    parts = {"": sequence, "N-terminal ": sequence[:TERMINUS], "C-terminal ": sequence[-TERMINUS:]}
-    return [
-        mark + part[start : start + length]
-        for mark, part in parts.items()
-        for length in (1, 2)
-        for start in range(len(part) - length + 1)
-    ]

@@ -5,7 +5,6 @@ places.
 """
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, softmax
 
 RESAMPLES = {"one label": 2_000, "several": 1_000, "residues": 1_000}
@@ -155,6 +154,8 @@ def probabilities(logits: np.ndarray, temperature: float, multi_label: bool) -> 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     """The temperature that minimises the validation cross entropy (Guo et al. 2017, arXiv:1706.04599)."""
+    from scipy.optimize import minimize_scalar  # slow to import
+
     logits = logits.astype(np.float64)
 
     def cross_entropy(log_temperature: float) -> float:

@@ -5,8 +5,6 @@ with a peft adapter.
 """
 
 import contextlib
-import logging
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,11 +19,10 @@ from transformers import (
     EsmForTokenClassification,
     EsmPreTrainedModel,
 )
-from transformers import logging as transformers_logging
 
 from esm2_hyperpod.console import in_progress
 from esm2_hyperpod.errors import UserError, first_sentence
-from esm2_hyperpod.esm.model import read_config
+from esm2_hyperpod.esm.model import quietly, read_config
 from esm2_hyperpod.localization.pooling import Pooling
 from esm2_hyperpod.localization.settings import (
     ADAPTER,
@@ -70,7 +67,7 @@ def build(
             target_modules=rf"esm\.encoder\.layer\.({numbers})\..*\.({LORA_TARGETS[lora.targets]})",
             modules_to_save=["classifier", *pooling.modules],
         )
-        with _quietly():
+        with quietly():
             model = get_peft_model(model, config)
     choose_trainable(model, settings)
     return model
@@ -97,7 +94,7 @@ def load_base(settings: Settings, device: torch.device, bf16: bool) -> EsmPreTra
 
     Raises `UserError` if it is no ESM-2 model, cannot be read, or lacks weights.
     """
-    with _quietly():
+    with quietly():
         try:
             config = read_config(settings.base)
             pooling = Pooling(settings.pooling, config.num_hidden_layers)
@@ -152,7 +149,7 @@ def load_tuned(folder: Path, device: torch.device, bf16: bool) -> torch.nn.Modul
     if (folder / ADAPTER).is_file():
         model = attach_adapter(load_base(read_settings(folder), device, bf16), folder)
     else:
-        with _corrupt(folder):
+        with _corrupt(folder), quietly():
             model = CLASSES[read_settings(folder).task].from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True
             )
@@ -164,7 +161,7 @@ def attach_adapter(model: torch.nn.Module, folder: Path, trainable: bool = False
     """The base with the adapter in `folder`. Raises `UserError` if that is corrupt."""
     if not (folder / ADAPTER_WEIGHTS).is_file():  # peft would look for it on the hub
         raise UserError(f"{folder}: no {ADAPTER_WEIGHTS}; copy the whole adapter/ folder, or train again")
-    with _corrupt(folder), _quietly():
+    with _corrupt(folder), quietly():
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 
@@ -177,7 +174,7 @@ def restore_adapter(model: PeftModel, folder: Path) -> None:
 
 def dequantized(model: EsmPreTrainedModel) -> EsmPreTrainedModel:
     """A 4-bit model as a plain one in fp32, with the values that its 4-bit weights stand for."""
-    with _quietly():
+    with quietly():
         return model.dequantize()
 
 
@@ -220,17 +217,3 @@ def _four_bit(pooling: Pooling, bf16: bool) -> BitsAndBytesConfig:
         bnb_4bit_compute_dtype=torch.bfloat16 if bf16 else torch.float32,
         llm_int8_skip_modules=kept,
     )
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Hold back the table of fresh weights, which `load_base` judges itself, and advice to peft's authors."""
-    transformers_logging.disable_progress_bar()  # a log file would keep each of its states
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)

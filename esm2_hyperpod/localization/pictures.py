@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from esm2_hyperpod.figures import BLUE, GREY, LIGHT, WIDTH, add_title, new_figure, save_figure, short
 from esm2_hyperpod.localization.metrics import ECE_BINS
@@ -65,6 +64,8 @@ def draw_reliability(path: Path, bins: dict[str, Bins], title: str, unit: str = 
     A column each for what `bins` has: before calibration, and after it. ECE: expected calibration error.
     Residues get no intervals: those of a protein are not independent.
     """
+    from scipy.stats import binomtest  # slow to import
+
     figure, panels = new_figure(
         WIDTH, 5, rows=2, columns=len(bins), sharex=True, sharey="row", height_ratios=[3, 1]
     )

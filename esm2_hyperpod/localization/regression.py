@@ -6,11 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import Ridge
 
 from esm2_hyperpod.localization.encoding import Encoded
-from esm2_hyperpod.localization.evaluation import TERMINUS, kmer_words
 from esm2_hyperpod.localization.pictures import draw_numbers
 from esm2_hyperpod.localization.settings import Settings
 from esm2_hyperpod.localization.task import Places
@@ -18,11 +15,6 @@ from esm2_hyperpod.proteins.kinds import targets
 from esm2_hyperpod.proteins.splits import Splits
 
 RESAMPLES = 1_000
-PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
-KMER_BASELINE = (
-    "ridge regression on residues and residue pairs of the whole sequence, and again of its first "
-    f"{TERMINUS} and last {TERMINUS} residues (tf-idf), its penalty chosen on validation"
-)
 
 
 class Regression(Places):
@@ -54,19 +46,25 @@ class Regression(Places):
         seed: int,
     ) -> dict[str, Any]:
         """Scores of the test proteins with intervals, beside those of the mean and of k-mers."""
+        from esm2_hyperpod.localization import baselines  # slow to import
+
         truth, mean = targets(splits.test), float(targets(splits.train).mean())
 
         def scored(predicted: np.ndarray) -> dict[str, Any]:
             figures = scores_of_numbers(truth, predicted)
             return {**figures, "intervals_95": intervals_of_numbers(truth, predicted, seed)}
 
-        penalty, by_kmers = kmer_numbers(splits)
+        penalty, by_kmers = baselines.kmer_numbers(splits)
         return {
             "proteins": len(truth),
             "model": scored(numbers(logits, settings)),
             "baselines": {
                 "mean_of_training": {"number": mean, **scored(np.full(len(truth), mean))},
-                "kmer_ridge_regression": {"what": KMER_BASELINE, "penalty": penalty, **scored(by_kmers)},
+                "kmer_ridge_regression": {
+                    "what": baselines.KMER_REGRESSION,
+                    "penalty": penalty,
+                    **scored(by_kmers),
+                },
             },
             "numbers": {"true": truth.tolist(), "predicted": numbers(logits, settings).tolist()},
         }
@@ -107,7 +105,7 @@ class Regression(Places):
         return (
             "RMSE is in the units of the targets, whose standard deviation over the training proteins is "
             f"{settings.scale:.4g}. A correlation with a constant is 0. The k-mer baseline is "
-            f"{KMER_BASELINE}."
+            f"{test['baselines']['kmer_ridge_regression']['what']}."
         )
 
 
@@ -160,17 +158,3 @@ def _correlation(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> f
     first, second = (values - weight @ values / weight.sum() for values in (first, second))
     spread = np.sqrt((weight @ first**2) * (weight @ second**2))
     return float(weight @ (first * second) / spread)
-
-
-def kmer_numbers(splits: Splits) -> tuple[float, np.ndarray]:
-    """The penalty and the numbers of the test proteins by `KMER_BASELINE`: float64[test proteins]."""
-    features = TfidfVectorizer(analyzer=kmer_words, sublinear_tf=True)
-    train, validation, test = (
-        [protein.sequence for protein in part] for part in (splits.train, splits.validation, splits.test)
-    )
-    known, wanted = features.fit_transform(train), targets(splits.validation)
-    models = {penalty: Ridge(alpha=penalty).fit(known, targets(splits.train)) for penalty in PENALTIES}
-    held_out = features.transform(validation)
-    errors = {penalty: np.square(m.predict(held_out) - wanted).mean() for penalty, m in models.items()}
-    best = min(errors, key=errors.get)
-    return best, models[best].predict(features.transform(test))

@@ -1,17 +1,13 @@
 """The task of one label a residue: secondary structure, binding sites, disorder."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import sparse
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
-from esm2_hyperpod.alphabet import AMINO_ACIDS, encode
+from esm2_hyperpod.alphabet import encode
 from esm2_hyperpod.localization.encoding import NO_LABEL, Encoded, EncodedResidues
 from esm2_hyperpod.localization.metrics import (
     calibration_facts,
@@ -25,13 +21,6 @@ from esm2_hyperpod.localization.task import SCORES, Places, calibration_and_clas
 from esm2_hyperpod.proteins.labelled import Protein
 from esm2_hyperpod.proteins.splits import Splits
 from esm2_hyperpod.streaming.windows import windows
-
-AROUND = 7
-FITTED = 50_000
-WINDOW_BASELINE = (
-    f"logistic regression on a residue and the {AROUND} on each side of it, one-hot, fitted on at most "
-    f"{FITTED:,} training residues"
-)
 
 
 class Residues(Places):
@@ -94,6 +83,8 @@ class Residues(Places):
         seed: int,
     ) -> dict[str, Any]:
         """Scores of the labelled test residues, with intervals over proteins; calibration."""
+        from esm2_hyperpod.localization import baselines  # slow to import
+
         count, targets = len(settings.labels), self.flat_targets(test)
         labelled = targets != NO_LABEL
         truth, predicted = targets[labelled], logits.argmax(axis=1)
@@ -110,7 +101,7 @@ class Residues(Places):
             figures = {name: float(v) for name, v in scores_of_confusion(found.sum(axis=0)).items()}
             return {**figures, "intervals_95": intervals_over_proteins(found, seed)}
 
-        by_window = window_predictions(train, test, seed)
+        by_window = baselines.window_predictions(train, test, seed)
         confusion = confusions(predicted, test, count).sum(axis=0)
         return {
             "proteins": len(splits.test),
@@ -121,7 +112,7 @@ class Residues(Places):
                     "label": settings.labels[majority],
                     **scored(np.full(len(targets), majority)),
                 },
-                "window_logistic_regression": {"what": WINDOW_BASELINE, **scored(by_window)},
+                "window_logistic_regression": {"what": baselines.WINDOW_CLASSIFIER, **scored(by_window)},
             },
             "calibration": calibration_facts(settings.temperature, judged),
             "per_class": per_class_of_confusion(confusion, settings.labels),
@@ -171,7 +162,8 @@ class Residues(Places):
         """As `Places.notes`."""
         return (
             f"{test['residues']:,} labelled residues of {test['proteins']:,} proteins. The majority class is "
-            f"the most frequent label of the test residues. The window baseline is {WINDOW_BASELINE}.\n\n"
+            f"the most frequent label of the test residues. The window baseline is "
+            f"{test['baselines']['window_logistic_regression']['what']}.\n\n"
             f"{calibration_and_classes(test, settings, 'residues')}"
         )
 
@@ -188,31 +180,3 @@ def confusions(predicted: np.ndarray, encoded: EncodedResidues, labels: int) -> 
     cell = (protein[labelled] * labels + targets[labelled]) * labels + predicted[labelled]
     proteins = int(encoded.protein.max()) + 1
     return np.bincount(cell, minlength=proteins * labels**2).reshape(proteins, labels, labels)
-
-
-def window_predictions(train: EncodedResidues, test: EncodedResidues, seed: int) -> np.ndarray:
-    """What `WINDOW_BASELINE` gives: int[tokens of the test's windows], label numbers."""
-    targets = np.concatenate(train.targets)
-    fitted = np.flatnonzero(targets != NO_LABEL)
-    if len(fitted) > FITTED:
-        fitted = np.sort(np.random.default_rng(seed).choice(fitted, FITTED, replace=False))
-    regression = LogisticRegression(max_iter=100)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 100 rounds are plenty for a yardstick
-        regression.fit(_neighbourhoods(train)[fitted], targets[fitted])
-    return regression.predict(_neighbourhoods(test))
-
-
-def _neighbourhoods(encoded: EncodedResidues) -> sparse.csr_array:
-    """One-hot residues around each token: float[tokens, (2 AROUND + 1) x kinds]; the ends are a kind, too."""
-    kinds = len(AMINO_ACIDS) + 2
-    kind_of_token = np.full(256, kinds - 2)
-    kind_of_token[encode(AMINO_ACIDS.encode())[1:-1]] = np.arange(len(AMINO_ACIDS))
-    kind_of_token[encode(b"")] = kinds - 1  # <cls> and <eos>
-    wide = [np.pad(kind_of_token[ids], AROUND, constant_values=kinds - 1) for ids in encoded.ids]
-    size = 2 * AROUND + 1
-    rows = np.concatenate([np.lib.stride_tricks.sliding_window_view(row, size) for row in wide])
-    columns = (rows + np.arange(size) * kinds).ravel()
-    starts = np.arange(len(rows) + 1) * size
-    ones = np.ones(len(columns), dtype=np.float32)
-    return sparse.csr_array((ones, columns, starts), shape=(len(rows), size * kinds))

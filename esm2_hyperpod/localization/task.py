@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from esm2_hyperpod.localization.encoding import Encoded, EncodedProteins, encode_cropped
-from esm2_hyperpod.localization.evaluation import KMER_BASELINE, evaluate_test
+from esm2_hyperpod.localization.evaluation import evaluate_test
 from esm2_hyperpod.localization.metrics import as_rows, decide, probabilities, scores
 from esm2_hyperpod.localization.pictures import draw_confusion_matrix, draw_reliability
 from esm2_hyperpod.localization.settings import Settings
@@ -130,7 +130,8 @@ class Places:
         """What the report says below the table of scores."""
         return (
             "The majority class is the most frequent label of the test proteins. "
-            f"The k-mer baseline is {KMER_BASELINE}.\n\n{calibration_and_classes(test, settings, 'proteins')}"
+            f"The k-mer baseline is {test['baselines']['kmer_logistic_regression']['what']}.\n\n"
+            f"{calibration_and_classes(test, settings, 'proteins')}"
         )
 
 

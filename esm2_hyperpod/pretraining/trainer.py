@@ -9,11 +9,10 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EsmConfig, EsmForMaskedLM
-from transformers.utils.logging import disable_progress_bar
 
 from esm2_hyperpod.console import counted, in_progress
 from esm2_hyperpod.esm.fp8 import refuse_slow_fp8, use_fp8
-from esm2_hyperpod.esm.model import build_config, check_model_folder, save_final_model
+from esm2_hyperpod.esm.model import build_config, check_model_folder, quietly, save_final_model
 from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, masked_lm_loss, use_flash_attention_3
 from esm2_hyperpod.pretraining import validation
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
@@ -65,8 +64,8 @@ def build_model(args: PretrainingArguments) -> tuple[EsmForMaskedLM, Shards | No
     args.activation_checkpointing = args.gradient_checkpointing = checkpointing
 
     def load() -> EsmForMaskedLM:
-        disable_progress_bar()  # of transformers; a log file would keep each of its states
-        return model_class.from_pretrained(name, dtype=torch.float32)
+        with quietly():
+            return model_class.from_pretrained(name, dtype=torch.float32)
 
     if starts_lean(args):
         model, weights = build_deferred(lambda: model_class(config))

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from scipy import sparse
-from scipy.stats import poisson
 
 from esm2_hyperpod.alphabet import AMINO_ACIDS
 from esm2_hyperpod.console import counted, in_progress
@@ -99,6 +98,8 @@ def similar_families(sequences: Sequence[str]) -> tuple[np.ndarray, sparse.csr_a
 
 
 def _pairs(kmers: sparse.csr_array, distinct: np.ndarray) -> sparse.csr_array:
+    from scipy.stats import poisson  # slow to import
+
     blocks = []
     starts = range(0, len(distinct), CHUNK)
     for start in counted(starts, len(starts), "comparing proteins", f" x {CHUNK:,} proteins"):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from esm2_hyperpod.artifacts import (
     MANIFEST,
@@ -169,6 +168,8 @@ def _folds(
             f"(at least {FOLDS} groups, and {FOLDS} proteins of one label); give --validation_file "
             "and --test_file" + (", or --split random" if FOLDS <= len(proteins) != kinds else "")
         )
+    from sklearn.model_selection import StratifiedGroupKFold  # slow to import
+
     folds = np.empty(len(proteins), dtype=np.int64)
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     with warnings.catch_warnings():

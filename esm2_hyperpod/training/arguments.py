@@ -1,5 +1,6 @@
 """The flags that both trainings have, and what to use instead of those of Trainer's that do nothing here."""
 
+import warnings
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
@@ -70,6 +71,8 @@ class RunArguments(TrainingArguments):
         self.logging_nan_inf_filter = False  # checked where losses are shared; this one waits for the GPU
         self.ddp_find_unused_parameters = False  # all are used; looking for them costs a pass over the graph
         self.ddp_broadcast_buffers = False  # the only ones, rotary frequencies, never change
+        # torch 2.13 has another name for it, accelerate 1.15 this one alone.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         if "activation_checkpointing" not in TrainingArguments.__dataclass_fields__:
             self.gradient_checkpointing = self.activation_checkpointing  # its name before transformers 5.21
         self.settle()

@@ -65,9 +65,9 @@ def own_process() -> Iterator[None]:
     """
     numbers = (signal.SIGTERM, signal.SIGUSR1)
     handlers = [signal.getsignal(number) for number in numbers]
-    without_peft = mock.patch("esm2_hyperpod.imports.without_peft")
+    all_packages = mock.patch("esm2_hyperpod.imports.leave_out")
     without_bar = mock.patch("esm2_hyperpod.console.SECONDS_WITHOUT_BAR", 1e9)
-    with mock.patch.dict(os.environ), without_peft, without_bar:
+    with mock.patch.dict(os.environ), all_packages, without_bar:
         try:
             yield
         finally:

@@ -6,8 +6,8 @@ from helpers.commands import run
 
 SCRIPT = """
 import sys
-from esm2_hyperpod.imports import without_peft
-without_peft()
+from esm2_hyperpod.imports import leave_out
+leave_out("peft", "datasets", "scipy")
 import esm2_hyperpod.localization.arguments
 print({"peft", "bitsandbytes"} & set(sys.modules))
 """

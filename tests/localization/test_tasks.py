@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from scipy import stats
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
+from esm2_hyperpod.localization import baselines
 from esm2_hyperpod.localization.arguments import FinetuningArguments
 from esm2_hyperpod.localization.encoding import NO_LABEL, EncodedResidues, collate
 from esm2_hyperpod.localization.metrics import intervals_over_proteins
 from esm2_hyperpod.localization.regression import intervals_of_numbers, scores_of_numbers
-from esm2_hyperpod.localization.residues import Residues, confusions, window_predictions
+from esm2_hyperpod.localization.residues import Residues, confusions
 from esm2_hyperpod.proteins.labelled import Protein
 from esm2_hyperpod.training.parsing import parse
 
@@ -289,7 +290,7 @@ def test_the_window_baseline_sees_the_neighbours(base):
     rows = [(sequence, "".join("H" if b == "W" else "C" for b in sequence[1:] + "A")) for _, sequence in
             proteins(60, 0)]  # fmt: skip
     train, test = encoded(base, *rows[:40], longest=100), encoded(base, *rows[40:], longest=100)
-    found = confusions(window_predictions(train, test, seed=0), test, 3).sum(axis=0)
+    found = confusions(baselines.window_predictions(train, test, seed=0), test, 3).sum(axis=0)
     assert found[2, 2] > 10 and found.trace() == found.sum() == sum(len(s) for s, _ in rows[40:])
 
 
