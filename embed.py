@@ -21,7 +21,7 @@ import torch
 
 from esm2_hyperpod.imports import leave_out, without_kernels_warning
 
-leave_out("peft", "datasets", "scipy")
+leave_out("peft", "datasets", "scipy", "sklearn")
 without_kernels_warning()
 
 from esm2_hyperpod.errors import UserError, run_script

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from esm2_hyperpod.imports import leave_out
 
-leave_out("peft", "datasets", "scipy")
+leave_out("peft", "datasets", "scipy", "sklearn")
 
 from esm2_hyperpod.alphabet import AMINO_ACIDS
 from esm2_hyperpod.console import positive

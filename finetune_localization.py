@@ -28,7 +28,7 @@ from esm2_hyperpod.imports import leave_out, without_kernels_warning
 
 if __name__ == "__main__":
     begin(__doc__)  # the imports below take seconds
-leave_out("datasets", "scipy")
+leave_out("datasets", "scipy", "sklearn")
 without_kernels_warning()
 
 import torch

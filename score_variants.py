@@ -21,7 +21,7 @@ import numpy as np
 
 from esm2_hyperpod.imports import leave_out
 
-leave_out("peft", "datasets", "scipy")
+leave_out("peft", "datasets", "scipy", "sklearn")
 
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.inference.heat_map import draw_heat_map

@@ -20,7 +20,7 @@ from esm2_hyperpod.imports import leave_out
 
 if __name__ == "__main__":
     begin(__doc__)  # the imports below take seconds
-leave_out("peft", "datasets", "scipy")
+leave_out("peft", "datasets", "scipy", "sklearn")
 
 from transformers import set_seed
 

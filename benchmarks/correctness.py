@@ -199,7 +199,7 @@ def compiled_run(folder: Path, on_gpu: bool) -> Iterator[tuple[str, float, float
 WATCHED = """
 import runpy, sys, warnings, torch
 from esm2_hyperpod.imports import leave_out
-leave_out("peft", "datasets", "scipy")
+leave_out("peft", "datasets", "scipy", "sklearn")
 from esm2_hyperpod.pretraining.trainer import PretrainingTrainer
 
 plain = PretrainingTrainer.get_batch_samples

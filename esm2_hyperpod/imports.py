@@ -8,9 +8,10 @@ def leave_out(*packages: str) -> None:
     """Have transformers and accelerate take packages for not installed, in a script that has no use for them.
 
     transformers 5.23 imports wherever it finds them peft, and with it bitsandbytes (`trainer_utils.py`),
-    datasets, and with it pandas (`trainer.py`), and scipy (`loss_for_object_detection.py`); accelerate 1.15
-    imports peft when it saves under FSDP (`modeling.py`). That is half of the time of every start, on all
-    processes at once. Neither has a setting for it. Ends when both import them where they use them.
+    datasets, and with it pandas (`trainer.py`), and scipy (`loss_for_object_detection.py`), and until 5.20
+    sklearn (`candidate_generator.py`); accelerate 1.15 imports peft when it saves under FSDP (`modeling.py`).
+    That is half of the time of every start, on all processes at once. Neither has a setting for it. Ends when
+    both import them where they use them.
     """
     for name in ("transformers.utils", "accelerate.utils.modeling"):  # the second imports more of the first
         module = importlib.import_module(name)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from esm2_hyperpod.imports import leave_out
 
-leave_out("peft", "datasets", "scipy")
+leave_out("peft", "datasets", "scipy", "sklearn")
 
 from esm2_hyperpod.artifacts import read_manifest, size_text
 from esm2_hyperpod.command_line import Parser

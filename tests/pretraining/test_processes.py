@@ -134,7 +134,7 @@ HANGING = """
 import os, runpy, signal, subprocess, sys, time
 sys.path.insert(0, ".")
 from esm2_hyperpod.imports import leave_out
-leave_out("peft", "datasets", "scipy")
+leave_out("peft", "datasets", "scipy", "sklearn")
 import psutil
 from torch.distributed.checkpoint import FileSystemWriter
 from esm2_hyperpod.pretraining.trainer import PretrainingTrainer
