@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 import yaml
-from helpers.commands import ROOT, on_demand, run
+from helpers.commands import ROOT, on_demand, run, run_ranks
 from helpers.pretraining import CPU, assert_close, metrics, train
+from helpers.steps import error_line
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -49,6 +50,32 @@ def test_one_constant_rate_ends_in_runs_of_any_length(tokenized, tmp_path):
     train(tokenized, tmp_path / "short", *short)
     assert metrics(tmp_path / "branch")[-1] == metrics(tmp_path / "short")[-1]
     assert [line[3] for line in metrics(tmp_path / "short")][:10] == pytest.approx([4e-4] * 9 + [2e-4])
+
+
+def perplexity(dataset, *words, by=run, **environment):
+    """What perplexity.py prints."""
+    words = "--dataset_dir", dataset, "--max_seq_length", 256, *words
+    return by("perplexity.py", *words, **CPU, **environment).stdout.splitlines()
+
+
+def test_models_are_judged_by_a_split_as_validation_judges_them(tokenized, undisturbed, tmp_path):
+    model = undisturbed / FINAL_MODEL
+    final = json.loads((undisturbed / "run.json").read_text())
+    judged = f"loss {final['eval_loss']:.4f}  perplexity {final['eval_perplexity']:.3f}  "
+    head, *lines = perplexity(tokenized, "--model_name_or_path", model, model, "--split", "validation")
+    assert f"{final['frequency_entropy']:.4f}" in head and len(lines) == 2
+    assert all(line.startswith(f"{model}: {judged}") for line in lines)
+    one, two = (perplexity(tokenized, "--model_name_or_path", model, by=by) for by in (run, run_ranks))
+    assert one == two and "/test: " in one[0]
+    (limited,) = perplexity(tokenized, "--model_name_or_path", model, "--limit_tokens", 1)[1:]
+    assert int(limited.split()[-2].replace(",", "")) < int(one[1].split()[-2].replace(",", ""))
+
+
+def test_a_split_without_sequences_judges_nobody(tokenized, undisturbed, tmp_path):
+    shutil.copytree(tokenized, tmp_path / "arrow")
+    shutil.rmtree(tmp_path / "arrow" / "test")
+    words = "--dataset_dir", tmp_path / "arrow", "--model_name_or_path", undisturbed / FINAL_MODEL
+    assert "--test_size" in error_line(run("perplexity.py", *words, check=False, **CPU))
 
 
 def test_a_resumed_run_saves_and_evaluates_as_it_is_told_now(tokenized, tmp_path):
