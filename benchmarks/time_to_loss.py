@@ -23,10 +23,8 @@ import torch  # noqa: E402
 from esm2_hyperpod.esm.model import FINAL_MODEL  # noqa: E402
 from esm2_hyperpod.figures import new_figure, save_figure  # noqa: E402
 from esm2_hyperpod.inference.model import load_masked_lm  # noqa: E402
-from esm2_hyperpod.pretraining import validation  # noqa: E402
-from esm2_hyperpod.pretraining.arguments import PretrainingArguments  # noqa: E402
-from esm2_hyperpod.pretraining.data import open_split  # noqa: E402
 from esm2_hyperpod.runs.record import read_metrics  # noqa: E402
+from perplexity import held_out_figures, open_held_out  # noqa: E402
 
 VARIANTS = {
     "AdamW 1.25e-4": "--learning_rate 1.25e-4",
@@ -92,17 +90,10 @@ def run(*words: object) -> None:
 
 
 def loss_of_test_split(output: Path, folder: Path) -> float:
-    """What validation would print of the final model, of the sequences of the test split."""
-    options = PretrainingArguments(
-        dataset_dir=str(folder.parent), output_dir=str(output), tokens_per_device=2048, max_seq_length=512
-    )
-    split = open_split(folder, options, validation.SEED, None)
-    assert split is not None
+    """What perplexity.py prints of the final model, of the sequences of the test split."""
+    split, _ = open_held_out(folder.parent, folder.name, longest=512)
     model = load_masked_lm(str(output / FINAL_MODEL), torch.device("cpu"), bf16=False)
-    keys = [(validation.EPOCH, split.packs[number][1]) for number in range(split.packs.packs_per_epoch)]
-    batches = (split.batches[key] for key in keys)
-    counted = (({name: value for name, value in one.items() if name != "counts"}, True) for one in batches)
-    return validation.validate(model, counted, torch.device("cpu"))["eval_loss"]
+    return held_out_figures(model, split)["eval_loss"]
 
 
 def report(args: argparse.Namespace, curves: dict, tests: dict, speeds: dict) -> None:

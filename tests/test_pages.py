@@ -7,11 +7,15 @@ import sys
 import pytest
 from helpers import pages
 from helpers.commands import ROOT, run
-from helpers.inference import script
+from helpers.misuse import own_process
+from helpers.steps import here
 
 TEXTS = {page: page.read_text(encoding="utf-8") for page in pages.PAGES}
 OURS = "".join(text for page, text in TEXTS.items() if page != pages.CLUSTER)  # tests/cluster has that page's
-USES = "embed.py", "score_variants.py", "fill_masks.py"
+SCRIPTS = (
+    "0.download_data.py 1.tokenize_uniref_csv.py finetune_localization.py perplexity.py embed.py "
+    "score_variants.py fill_masks.py"
+).split()
 # Slurm's, torchrun's, tensorboard's.
 OTHERS = set(
     "--nodes --time --me --noheader --format --long --list-reasons --nproc_per_node --logdir".split()
@@ -59,12 +63,11 @@ def test_every_command_is_walked_or_on_the_short_list():
 
 
 def test_flags_named_are_flags():
-    steps = "0.download_data.py", "1.tokenize_uniref_csv.py", "finetune_localization.py"
     modules = ((sys.executable, "-m", f"esm2_hyperpod.{name}") for name in ("planner", "runs.status"))
-    others = ("bash", "quickstart.sh"), *modules
-    helps = "".join(run(*command, "--help").stdout for command in [*((step,) for step in steps), *others])
-    helps += "".join(script(name).parser().format_help() for name in USES)
-    helps += run("train.py", "--help_all").stdout
+    helps = "".join(run(*command, "--help").stdout for command in [("bash", "quickstart.sh"), *modules])
+    with own_process():
+        helps += "".join(here(script, "--help").stdout for script in SCRIPTS)
+        helps += here("train.py", "--help_all").stdout
     helps += TEXTS[pages.CLUSTER]  # its table of commands is compared with their help
     flags = set(re.findall(r"--[a-z][a-z_0-9-]+", OURS)) - OTHERS
     assert len(flags) > 50
