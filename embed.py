@@ -29,7 +29,7 @@ from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM
 from esm2_hyperpod.inference import embedding_files
 from esm2_hyperpod.inference.embedding_files import CONVERT, Column
 from esm2_hyperpod.inference.hidden_states import KINDS, embed
-from esm2_hyperpod.inference.model import TUNED_FILES, from_encoder, load_masked_lm
+from esm2_hyperpod.inference.model import TAKES_LESS, TUNED_FILES, from_encoder, load_masked_lm
 from esm2_hyperpod.inference.start import Parser, Session, is_done, made_of, on_all_ranks, records_of
 from esm2_hyperpod.proteins.records import Record, residues_of
 from esm2_hyperpod.streaming.resumable import CHUNK, ResumableFile, chunks
@@ -121,4 +121,4 @@ def numbers(layers: Sequence[int], model: PackedEsmForMaskedLM) -> list[int]:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, if_out_of_memory=TAKES_LESS)

@@ -34,7 +34,7 @@ from esm2_hyperpod.inference.masks import (
     proteins,
     with_positions,
 )
-from esm2_hyperpod.inference.model import load_masked_lm, refuse_tuned
+from esm2_hyperpod.inference.model import TAKES_LESS, load_masked_lm, refuse_tuned
 from esm2_hyperpod.inference.start import (
     Parser,
     Session,
@@ -115,4 +115,4 @@ def summary(output: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, if_out_of_memory=TAKES_LESS)

@@ -272,4 +272,8 @@ def predict(args: FinetuningArguments, tuned: Path, stop: StopRequests) -> int |
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(
+        main,
+        if_out_of_memory="halve --per_device_train_batch_size (--global_batch_size stays), or give "
+        "--activation_checkpointing true or a smaller --max_seq_length; --estimate_memory says what fits",
+    )

@@ -116,4 +116,4 @@ def held_out_figures(model: torch.nn.Module, split: Split, limit: int | None = N
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, if_out_of_memory="give --precision bf16, or a smaller --max_seq_length")

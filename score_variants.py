@@ -25,7 +25,7 @@ leave_out("peft", "datasets", "scipy", "sklearn")
 
 from esm2_hyperpod.errors import UserError, run_script
 from esm2_hyperpod.inference.heat_map import draw_heat_map
-from esm2_hyperpod.inference.model import load_masked_lm, refuse_tuned
+from esm2_hyperpod.inference.model import TAKES_LESS, load_masked_lm, refuse_tuned
 from esm2_hyperpod.inference.start import (
     Parser,
     Session,
@@ -124,4 +124,4 @@ def run(args: argparse.Namespace, session: Session) -> int | None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, if_out_of_memory=TAKES_LESS)

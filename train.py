@@ -129,4 +129,8 @@ def pretrain(args: PretrainingArguments) -> int | None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(
+        main,
+        if_out_of_memory="halve --tokens_per_device (the losses stay the same), or give "
+        "--activation_checkpointing true, or use 3.train_fsdp.sh; DRY_RUN=1 says what fits",
+    )

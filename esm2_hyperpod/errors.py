@@ -24,12 +24,18 @@ class LostPeer(Exception):
     """As NCCL ends a process that has waited too long: the wrappers start such a run again."""
 
 
-def run_script(main: Callable[[], int | None]) -> None:
+_OUT_OF_MEMORY = "can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
+
+
+def run_script(main: Callable[[], int | None], if_out_of_memory: str = "") -> None:
     """Run a script's `main`, turning what a user can fix into one line on stderr and exit code 1.
 
-    `UserError` and the operating system's refusals (disk full, no permission, no such file) become
-    one line; anything else is a defect of ours and keeps its traceback. Ctrl-C exits with 130, `LostPeer`
-    with its own code.
+    `UserError`, the operating system's refusals (disk full, no permission, no such file) and too little
+    memory become one line; anything else is a defect of ours and keeps its traceback. Ctrl-C exits with 130,
+    `LostPeer` with its own code.
+
+    Args:
+        if_out_of_memory: what takes less.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # `command_line.begin` has taken it away
@@ -47,6 +53,11 @@ def run_script(main: Callable[[], int | None]) -> None:
         sys.exit(130)
     except OSError as error:
         message = describe_os_error(error)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        said = ". ".join(" ".join(str(error).split()).split(". ")[:3]) or "out of memory"
+        message = f"{said}; {if_out_of_memory or 'use a machine with more memory'}"
     if os.environ.get("RANK", "0") != "0":
         # Rank 0 mostly fails of the same, and the launcher then ends this rank before it repeats it.
         time.sleep(2)
@@ -58,6 +69,16 @@ def script_name() -> str:
     """What a user knows the running program by."""
     script = Path(sys.argv[0])
     return script.parent.name if script.name == "__main__.py" else script.name
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a GPU or the machine had no memory left, in the words of torch (2.13), CUDA or NumPy."""
+    name, said = type(error).__name__, str(error)
+    return (
+        isinstance(error, MemoryError)
+        or name == "OutOfMemoryError"
+        or any(words in said for words in _OUT_OF_MEMORY)
+    )
 
 
 def describe_os_error(error: OSError) -> str:

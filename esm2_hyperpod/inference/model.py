@@ -12,6 +12,7 @@ from esm2_hyperpod.esm.model import quietly, read_config
 from esm2_hyperpod.esm.packed import PackedEsmForMaskedLM, use_flash_attention_3
 
 TUNED_FILES = ("localization.json", "adapter_config.json")
+TAKES_LESS = "give --precision bf16, or a smaller --max_length"
 HEAD = "lm_head."
 UNUSED = ("esm.contact_head.", "esm.pooler.")
 

@@ -14,6 +14,7 @@ from helpers.steps import error_line
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from esm2_hyperpod.errors import is_out_of_memory
 from esm2_hyperpod.esm.model import FINAL_MODEL
 from esm2_hyperpod.pretraining.arguments import PretrainingArguments
 from esm2_hyperpod.training.parsing import parse
@@ -205,6 +206,40 @@ def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(tokenized, undistur
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
     train(tokenized, tmp_path)
     assert metrics(tmp_path) == metrics(undisturbed)
+
+
+EXHAUSTED = """
+import torch
+from esm2_hyperpod.pretraining.trainer import PretrainingTrainer
+
+plain = PretrainingTrainer.training_step
+
+def exhausted(self, *rest):
+    if self.state.global_step == 5:
+        torch.empty(1 << 60)
+    return plain(self, *rest)
+
+PretrainingTrainer.training_step = exhausted
+"""
+
+
+def test_too_little_memory_is_one_line_that_says_what_takes_less(tokenized, tmp_path):
+    result = train(tokenized, tmp_path, check=False, before=EXHAUSTED)
+    assert "can't allocate memory" in error_line(result) and "--tokens_per_device" in error_line(result)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize(
+    "error, is_so",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+    ],
+)
+def test_cudas_words_for_too_little_memory_are_known(error, is_so):
+    assert is_out_of_memory(error) == is_so
 
 
 @on_demand
