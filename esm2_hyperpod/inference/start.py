@@ -5,11 +5,11 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from accelerate import PartialState
 
+from esm2_hyperpod import command_line
 from esm2_hyperpod.artifacts import check_same_options, only_writer, remove_temporaries
 from esm2_hyperpod.errors import UserError
 from esm2_hyperpod.proteins.records import Record, read_records, refuse_nucleotides
@@ -20,13 +20,11 @@ from esm2_hyperpod.training.stopping import StopRequests, end_with_launcher
 from esm2_hyperpod.training.throughput import device_name
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser with the flags of all these scripts, whose mistakes are one line."""
+class Parser(command_line.Parser):
+    """A parser with the flags of all these scripts."""
 
     def __init__(self, description: str):
-        super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
-        )
+        super().__init__(description=description, formatter_class=argparse.RawTextHelpFormatter)
         self.add_argument(
             "--model_name_or_path", required=True, help="a final_model/ folder, or facebook/esm2_*"
         )
@@ -53,10 +51,6 @@ class Parser(argparse.ArgumentParser):
         given = self.add_mutually_exclusive_group(required=True)
         given.add_argument("--fasta", type=Path, help="proteins as FASTA (.gz too)")
         given.add_argument("--sequence", help="or one protein by itself")
-
-    def error(self, message: str) -> NoReturn:
-        """One line."""
-        raise UserError(f"{message}; python {self.prog} --help lists what there is")
 
     @staticmethod
     def tokens(text: str) -> int:
