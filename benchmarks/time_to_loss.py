@@ -23,20 +23,23 @@ import torch  # noqa: E402
 from esm2_hyperpod.esm.model import FINAL_MODEL  # noqa: E402
 from esm2_hyperpod.figures import new_figure, save_figure  # noqa: E402
 from esm2_hyperpod.inference.model import load_masked_lm  # noqa: E402
+from esm2_hyperpod.pretraining.held_out import held_out_figures, open_held_out  # noqa: E402
 from esm2_hyperpod.runs.record import read_metrics  # noqa: E402
-from perplexity import held_out_figures, open_held_out  # noqa: E402
 
 VARIANTS = {
     "AdamW 1.25e-4": "--learning_rate 1.25e-4",
     "AdamW 2.5e-4": "--learning_rate 2.5e-4",
     "AdamW 2.5e-4 WSD": "--learning_rate 2.5e-4 --lr_schedule wsd",
-    "AdamW 5e-4 beta2 0.95": "--learning_rate 5e-4 --adam_beta2 0.95",
     "AdamW 5e-4": "--learning_rate 5e-4",
+    "AdamW 5e-4 beta2 0.95": "--learning_rate 5e-4 --adam_beta2 0.95",
+    "AdamW 5e-4 long warm-up": "--learning_rate 5e-4 --warmup_steps {third}",
     "AdamW 1e-3": "--learning_rate 1e-3",
+    "AdamW 1e-3 long warm-up": "--learning_rate 1e-3 --warmup_steps {third}",
     "AdamW 2e-3": "--learning_rate 2e-3",
+    "Muon 2.5e-4": "--optim muon --learning_rate 2.5e-4",
     "Muon 5e-4": "--optim muon --learning_rate 5e-4",
+    "Muon 5e-4 WSD": "--optim muon --learning_rate 5e-4 --lr_schedule wsd",
     "Muon 1e-3": "--optim muon --learning_rate 1e-3",
-    "Muon 1e-3 WSD": "--optim muon --learning_rate 1e-3 --lr_schedule wsd",
     "Muon 2e-3": "--optim muon --learning_rate 2e-3",
 }
 
@@ -73,12 +76,12 @@ def main() -> None:
 
 def flags(args: argparse.Namespace, name: str, seed: int) -> list[object]:
     """The command line of one run."""
-    each = max(1, args.steps // 6)
+    each, words = max(1, args.steps // 6), VARIANTS[name].format(third=args.steps // 3).split()
     return [
         *("--model_size", args.model_size, "--seed", seed, "--max_steps", args.steps),
         *("--tokens_per_device", min(args.tokens, 2048), "--global_batch_tokens", args.tokens),
         *("--max_seq_length", 512, "--eval_steps", each, "--logging_steps", each, "--save_steps", 10**6),
-        *("--precision", "bf16", "--report_to", "none", *VARIANTS[name].split()),
+        *("--precision", "bf16", "--report_to", "none", *words),
     ]
 
 
